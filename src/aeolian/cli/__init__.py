@@ -1,0 +1,1 @@
+"""The `aeolian` command: up, worker, connect, doctor, token, status."""

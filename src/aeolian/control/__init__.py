@@ -1,0 +1,1 @@
+"""What the platform decides: apps, functions, calls, autoscaling, scheduling, images, storage objects."""

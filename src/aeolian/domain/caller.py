@@ -1,0 +1,33 @@
+"""Who is calling: a client with a token, or a container that its worker vouches for."""
+
+import msgspec
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """The authenticated side of a request.
+
+    A client (`token_id` set) acts for its workspace. A container (`task_id` set) acts for itself: its app,
+    function and environment come from its specification, never from the request.
+    """
+
+    workspace: str
+    token_id: str = ""
+    task_id: str = ""
+    app_id: str = ""
+    function_id: str = ""
+    environment_name: str = ""
+    sdk_version: str = ""
+    """Version of the Python SDK (`1.6.4`); "" for JS and Go, which all claim 1.0.0."""
+    client_type: int = 1
+    idempotency_key: str = ""
+    worker_id: str = ""
+
+    @property
+    def is_container(self) -> bool:
+        return bool(self.task_id)
+
+    def once(self, method: str) -> str | None:
+        """The key under which this request's result is kept (`Database.write(once=…)`), or None."""
+        if not self.idempotency_key:
+            return None
+        return f"{method}/{self.token_id or self.task_id}/{self.idempotency_key}"

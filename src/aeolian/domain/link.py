@@ -1,0 +1,171 @@
+"""Messages between server and worker, over the one stream that the worker opens.
+
+Commands go down, events go up. Both ends batch: one frame carries a list of messages. The stream may break
+at any moment; the worker then dials again and says `Hello` with everything it holds, and each side repeats
+what the other has not acknowledged. Every message is therefore safe to receive twice.
+"""
+
+from typing import Union
+
+import msgspec
+
+from aeolian.domain.containers import ContainerSpec, ExitStatus, HookTiming
+
+
+class HeldInput(msgspec.Struct, frozen=True, array_like=True):
+    """An input that a container is working on."""
+
+    input_id: str
+    retry_count: int
+
+
+class ContainerReport(msgspec.Struct, frozen=True):
+    """What a worker says of one of its containers when it (re)connects."""
+
+    task_id: str
+    function_id: str
+    state: str
+    held: tuple[HeldInput, ...] = ()
+    wants: "WantInputs | None" = None
+
+
+# ---- events: worker -> server ---------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    worker_id: str
+    runtimes: tuple[str, ...]
+    milli_cpu: int
+    memory_mb: int
+    num_gpus: int = 0
+    containers: tuple[ContainerReport, ...] = ()
+    image_ids: tuple[str, ...] = ()
+
+
+class ContainerChanged(msgspec.Struct, frozen=True, tag="container"):
+    """A container reached a state. `exit` is set with EXITED."""
+
+    task_id: str
+    state: str
+    at: float
+    hooks: tuple[HookTiming, ...] = ()
+    exit: ExitStatus | None = None
+    task_result: bytes = b""
+    """A serialized GenericResult when user code could not be imported or an enter/exit hook failed."""
+
+
+class WantInputs(msgspec.Struct, frozen=True, tag="want"):
+    """A container asks for its next inputs. One request is open per container; `seq` counts them."""
+
+    task_id: str
+    seq: int
+    max_items: int = 1
+    linger_ms: int = 0
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    """Outputs of a container: serialized FunctionPutOutputsItem messages, kept by the worker until `AckOutputs`."""
+
+    task_id: str
+    seq: int
+    items: tuple[bytes, ...]
+
+
+class LogLine(msgspec.Struct, frozen=True, array_like=True):
+    """One piece of output. `fd`: 1 stdout, 2 stderr, 3 info."""
+
+    fd: int
+    at: float
+    data: str
+    input_id: str = ""
+    function_call_id: str = ""
+
+
+class Logs(msgspec.Struct, frozen=True, tag="logs"):
+    """Log lines of one container or one image build; kept by the worker until `AckLogs`."""
+
+    seq: int
+    task_id: str = ""
+    image_id: str = ""
+    lines: tuple[LogLine, ...] = ()
+
+
+class ImageBuilt(msgspec.Struct, frozen=True, tag="image"):
+    """A build came to its end. `error` is "" on success. `info`: what the server stores as the image's metadata."""
+
+    image_id: str
+    error: str = ""
+    info: dict[str, str] = {}
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
+    at: float
+
+
+Event = Union[Hello, ContainerChanged, WantInputs, Outputs, Logs, ImageBuilt, Heartbeat]
+
+# ---- commands: server -> worker -------------------------------------------------------------------------
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """The first answer to `Hello`: containers that the server does not know must be ended."""
+
+    unknown_task_ids: tuple[str, ...] = ()
+
+
+class StartContainer(msgspec.Struct, frozen=True, tag="start"):
+    spec: ContainerSpec
+
+
+class StopContainer(msgspec.Struct, frozen=True, tag="stop"):
+    """End a container: graceful = SIGINT and the grace period, else SIGKILL at once.
+
+    `drain`: let it finish the inputs it holds, then give it the kill switch.
+    """
+
+    task_id: str
+    graceful: bool = True
+    drain: bool = False
+    reason: str = ""
+
+
+class AssignInputs(msgspec.Struct, frozen=True, tag="assign"):
+    """The answer to `WantInputs(seq)`: serialized FunctionGetInputsItem messages with their ids."""
+
+    task_id: str
+    seq: int
+    held: tuple[HeldInput, ...]
+    items: tuple[bytes, ...]
+
+
+class CancelInputs(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop working on these inputs; the container stays usable where user code lets it."""
+
+    task_id: str
+    input_ids: tuple[str, ...]
+    terminate: bool = False
+
+
+class AckOutputs(msgspec.Struct, frozen=True, tag="ack_outputs"):
+    task_id: str
+    seq: int
+
+
+class AckLogs(msgspec.Struct, frozen=True, tag="ack_logs"):
+    seq: int
+
+
+class BuildImage(msgspec.Struct, frozen=True, tag="build"):
+    """Build one image layer on top of images that the worker has. See `domain/images.py`."""
+
+    image_id: str
+    spec: bytes
+    env: dict[str, str] = {}
+    force: bool = False
+
+
+Command = Union[Welcome, StartContainer, StopContainer, AssignInputs, CancelInputs, AckOutputs, AckLogs, BuildImage]
+
+encode = msgspec.msgpack.Encoder().encode
+decode_events = msgspec.msgpack.Decoder(list[Event]).decode
+decode_commands = msgspec.msgpack.Decoder(list[Command]).decode

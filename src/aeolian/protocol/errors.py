@@ -1,0 +1,33 @@
+"""The one table that turns errors into gRPC codes.
+
+Clients repeat UNKNOWN, INTERNAL, UNAVAILABLE, CANCELLED and DEADLINE_EXCEEDED up to four times, so a bug of
+ours must answer something else, or a failing write is executed four times.
+"""
+
+import grpc
+
+from aeolian.domain import errors
+
+CODES: dict[type[errors.AeolianError], grpc.StatusCode] = {
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OutOfSpace: grpc.StatusCode.FAILED_PRECONDITION,  # RESOURCE_EXHAUSTED would be repeated for ever
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
+}
+
+BUG = grpc.StatusCode.ABORTED
+"""For exceptions that nobody expected: clients show it and do not repeat the request."""
+
+
+def code_of(error: errors.AeolianError) -> grpc.StatusCode:
+    for kind in type(error).__mro__:
+        if kind in CODES:
+            return CODES[kind]
+    return BUG

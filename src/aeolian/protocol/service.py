@@ -1,0 +1,193 @@
+"""Turns resource modules into one gRPC service: who calls, which method, which error, which reply again.
+
+A resource module defines a class whose async methods carry the names of ModalClient RPCs::
+
+    class SecretRpcs:
+        def __init__(self, secrets: Secrets): ...
+        async def SecretDelete(self, request: api_pb2.SecretDeleteRequest, caller: Caller) -> Empty: ...
+        async def DictContents(self, request, caller) -> AsyncIterator[api_pb2.DictEntry]: yield ...
+
+An RPC that no module defines answers UNIMPLEMENTED and names itself.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from modal_proto import api_pb2
+
+from aeolian.domain.caller import Caller
+from aeolian.domain.errors import AeolianError, InvalidArgument
+from aeolian.protocol.errors import BUG, code_of
+
+log = logging.getLogger(__name__)
+
+SERVICE = api_pb2.DESCRIPTOR.services_by_name["ModalClient"]
+SERVICE_PATH = f"/{SERVICE.full_name}/"
+REPLY_LIFETIME_S = 180.0
+MAX_KEPT_REPLIES = 50_000
+MAX_KEPT_REPLY_BYTES = 256 << 10
+
+Authenticate = Callable[[dict[str, Any]], Awaitable[Caller]]
+
+
+class ReplyCache:
+    """Replies by idempotency key, so that a repeated request is carried out once.
+
+    Covers repeats within one life of the server. What must hold across a restart stores its result in the
+    transaction that did the work (`Database.write(once=…)`).
+    """
+
+    def __init__(self) -> None:
+        self._replies: dict[str, tuple[float, asyncio.Task]] = {}
+
+    async def once(self, key: str, run: Callable[[], Awaitable[Message]]) -> Message:
+        kept = self._replies.get(key)
+        if kept is None:
+            task = asyncio.ensure_future(run())
+            self._replies[key] = (time.monotonic(), task)
+            self._trim()
+        else:
+            task = kept[1]
+        try:
+            return await asyncio.shield(task)
+        except BaseException:
+            # A refusal or a failure changed nothing: let the next attempt try again.
+            if task.done() and (task.cancelled() or task.exception() is not None):
+                self._replies.pop(key, None)
+            raise
+
+    def _trim(self) -> None:
+        horizon = time.monotonic() - REPLY_LIFETIME_S
+        while self._replies:
+            key, (at, task) = next(iter(self._replies.items()))
+            if at > horizon and len(self._replies) <= MAX_KEPT_REPLIES:
+                return
+            if not task.done() and len(self._replies) <= 2 * MAX_KEPT_REPLIES:
+                return
+            del self._replies[key]
+
+
+class ModalService(grpc.GenericRpcHandler):
+    """The ModalClient service over a set of resource modules."""
+
+    def __init__(self, resources: Iterable[object], authenticate: Authenticate, *, open_methods: frozenset[str]):
+        """`open_methods`: RPCs that may be called without a token (the token flow itself)."""
+        self._authenticate = authenticate
+        self._open_methods = open_methods
+        self._replies = ReplyCache()
+        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
+        implementations = collect(resources)
+        for method in SERVICE.methods:
+            implementation = implementations.get(method.name)
+            self._handlers[SERVICE_PATH + method.name] = self._handler(method, implementation)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return self._handlers.get(handler_call_details.method)
+
+    def _handler(self, method, implementation) -> grpc.RpcMethodHandler:
+        # Requests are parsed by us, so that a malformed one gets INVALID_ARGUMENT and not INTERNAL.
+        request_class = GetMessageClass(method.input_type)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(method.name, request_class, implementation))
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method.name, request_class, implementation),
+            response_serializer=lambda reply: reply if isinstance(reply, bytes) else reply.SerializeToString(),
+        )
+
+    def _unary(self, name: str, request_class: type[Message], implementation):
+        repeatable = name in REPEATABLE
+
+        async def handle(raw: bytes, context: grpc.aio.ServicerContext):
+            try:
+                caller = await self._caller(name, context)
+                if implementation is None:
+                    await _refuse_unimplemented(name, caller, context)
+                request = _parse(request_class, raw, name)
+                if repeatable and caller.idempotency_key:
+                    return await self._replies.once(caller.once(name), lambda: implementation(request, caller))
+                return await implementation(request, caller)
+            except AeolianError as error:
+                await context.abort(code_of(error), error.message)
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception:
+                await _report_bug(name, context)
+
+        return handle
+
+    def _stream(self, name: str, request_class: type[Message], implementation):
+        async def handle(raw: bytes, context: grpc.aio.ServicerContext):
+            try:
+                caller = await self._caller(name, context)
+                if implementation is None:
+                    await _refuse_unimplemented(name, caller, context)
+                request = _parse(request_class, raw, name)
+                async with contextlib.aclosing(implementation(request, caller)) as replies:
+                    async for reply in replies:
+                        await context.write(reply if isinstance(reply, bytes) else reply.SerializeToString())
+            except AeolianError as error:
+                await context.abort(code_of(error), error.message)
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception:
+                await _report_bug(name, context)
+
+        return handle
+
+    async def _caller(self, name: str, context: grpc.aio.ServicerContext) -> Caller:
+        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        if name in self._open_methods and "x-modal-token-id" not in metadata:
+            return Caller(workspace="", idempotency_key=str(metadata.get("x-idempotency-key", "")))
+        return await self._authenticate(metadata)
+
+
+def collect(resources: Iterable[object]) -> dict[str, Callable]:
+    """RPC name -> bound method, over all resource modules; a name defined twice is our own mistake."""
+    names = {method.name for method in SERVICE.methods}
+    found: dict[str, Callable] = {}
+    for resource in resources:
+        for name, member in inspect.getmembers(resource, callable):
+            if name in names:
+                assert name not in found, f"{name} is defined twice"
+                found[name] = member
+    return found
+
+
+def _parse(request_class: type[Message], raw: bytes, name: str) -> Message:
+    request = request_class()
+    try:
+        request.ParseFromString(raw)
+    except DecodeError as error:
+        raise InvalidArgument(f"{name}: the request is not a valid {request_class.DESCRIPTOR.name} message") from error
+    return request
+
+
+async def _refuse_unimplemented(name: str, caller: Caller, context: grpc.aio.ServicerContext) -> None:
+    log.warning("%s is not built yet (called by %s)", name, caller.token_id or caller.task_id)
+    await context.abort(
+        grpc.StatusCode.UNIMPLEMENTED,
+        f"Aeolian does not implement the RPC {name} (yet); docs/compatibility.md lists what it does",
+    )
+
+
+async def _report_bug(name: str, context: grpc.aio.ServicerContext) -> None:
+    reference = secrets.token_hex(4)
+    log.exception("bug in %s (reference %s)", name, reference)
+    await context.abort(
+        BUG, f"{name} failed inside Aeolian: this is a bug, nothing was retried (reference {reference} in the log)"
+    )
+
+
+REPEATABLE = frozenset(
+    ["AppCreate", "AppPublish", "AppRollback", "AppRollover", "AppPromote", "ClassCreate", "FunctionCreate", "FunctionPrecreate", "FunctionMap", "FunctionPutInputs", "FunctionRetryInputs", "FunctionFinishInputs", "FunctionBindParams", "FunctionCallCancel", "FunctionCallPutDataOut", "QueueGet", "QueuePut", "QueueGetOrCreate", "QueueClear", "QueueDelete", "DictPop", "DictUpdate", "DictGetOrCreate", "DictClear", "DictDelete", "SecretGetOrCreate", "SecretUpdate", "SecretDelete", "VolumeGetOrCreate", "VolumePutFiles", "VolumePutFiles2", "VolumeRemoveFile", "VolumeRemoveFile2", "VolumeCopyFiles", "VolumeCopyFiles2", "VolumeRename", "VolumeDelete", "VolumeCommit", "EnvironmentCreate", "EnvironmentDelete", "EnvironmentUpdate", "BlobCreate", "ImagePublish", "ImageDelete", "ImageNameDelete", "MountGetOrCreate", "MountPutFile", "TokenDelete", "TokenFlowCreate", "ContainerStop", "AppStop", "AppSetTags", "TaskResult"]
+)
+"""Unary RPCs that change something: their replies are kept by idempotency key."""

@@ -1,0 +1,1 @@
+"""Database and blob store: the only rooms that know SQL or object storage."""

@@ -1,0 +1,265 @@
+"""The database: many readers, one writer thread with group commit.
+
+Every change goes through `Database.write`. Jobs that arrive while a transaction is being committed share
+the next one, so the cost of a commit is spread over all RPCs that wait for it (group commit). A job is
+acknowledged only after its transaction is committed. A job that raises leaves nothing behind and does not
+disturb the others in its group.
+"""
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from aeolian.domain.errors import OutOfSpace, Unavailable
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+metadata = sa.MetaData()
+
+replies = sa.Table(
+    "replies",
+    metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("reply", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False, index=True),
+)
+"""What `write(once=key)` answered, kept so that a repeated request gets the same answer after a restart."""
+
+MAX_GROUP = 512
+MAX_READERS = 4
+
+
+class _Job(NamedTuple):
+    fn: Callable[[Connection], Any]
+    future: asyncio.Future
+    rows: tuple[sa.Executable, Sequence[dict]] | None
+
+
+class Database:
+    """One database by SQLAlchemy URL (`sqlite:////path/aeolian.db`, `postgresql+psycopg://…`)."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self.engine = make_engine(url)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(MAX_READERS, thread_name_prefix="db-read")
+        self._writer: threading.Thread | None = None
+        self._closed = False
+        self.num_commits = 0
+
+    def open(self) -> None:
+        """Start the writer. The schema must be there (`storage.migrate`)."""
+        self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
+        self._writer.start()
+
+    async def close(self) -> None:
+        """Commit what is queued, then stop."""
+        if self._writer is not None and not self._closed:
+            self._closed = True
+            self._jobs.put(None)
+            await asyncio.to_thread(self._writer.join)
+        self._readers.shutdown()
+        self.engine.dispose()
+
+    async def write(self, fn: Callable[[Connection], T], *, once: str | None = None) -> T:
+        """Run `fn(connection)` in a write transaction; return its result after the commit.
+
+        `fn` may run twice (when a neighbour in its group failed), so it must have no effect but on the
+        connection. With `once`, a key that names the request, the result (plain values only) is stored in the
+        same transaction, and a later write with the same key returns it without running `fn`.
+
+        Raises what `fn` raises, `OutOfSpace` when the disk is full, `Unavailable` when the database is away.
+        """
+        return await self._submit(fn if once is None else _Once(fn, once), None)
+
+    async def append(self, statement: sa.Executable, rows: Sequence[dict]) -> None:
+        """Execute `statement` for `rows`; neighbouring appends of the same statement object become one call."""
+        await self._submit(lambda connection: connection.execute(statement, rows), (statement, rows))
+
+    def append_nowait(self, statement: sa.Executable, rows: Sequence[dict]) -> asyncio.Future:
+        """As `append`, queued before this returns: later writes are committed after it (or with it)."""
+        return self._submit(lambda connection: connection.execute(statement, rows), (statement, rows))
+
+    async def read(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn(connection)` in a reader thread on the last committed state."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, fn)
+
+    def read_now(self, fn: Callable[[Connection], T]) -> T:
+        """As `read`, blocking: for start-up and tools."""
+        with self.engine.connect() as connection:
+            return fn(connection)
+
+    def _submit(self, fn: Callable[[Connection], Any], rows) -> asyncio.Future:
+        if self._closed:
+            raise Unavailable("the server is shutting down; try again")
+        future = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Job(fn, future, rows))
+        return future
+
+    def _write_loop(self) -> None:
+        connection: Connection | None = None
+        stopping = False
+        while not stopping:
+            jobs: list[_Job] = []
+            job = self._jobs.get()
+            while True:
+                if job is None:
+                    stopping = True
+                    break
+                jobs.append(job)
+                if len(jobs) >= MAX_GROUP:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            if not jobs:
+                continue
+            try:
+                if connection is None or connection.closed or connection.invalidated:
+                    connection = self.engine.connect()
+                outcomes = _run_group(connection, jobs)
+            except Exception as error:  # the connection itself failed: nobody's job is done
+                outcomes = [_translate(error)] * len(jobs)
+                if connection is not None:
+                    connection.invalidate()
+                    connection.close()
+                    connection = None
+            self.num_commits += 1
+            _resolve(jobs, outcomes)
+        if connection is not None:
+            connection.close()
+
+
+class _Once:
+    """A write whose result is stored under a key, in the same transaction."""
+
+    def __init__(self, fn: Callable[[Connection], Any], key: str):
+        self.fn, self.key = fn, key
+
+    def __call__(self, connection: Connection) -> Any:
+        import time
+
+        row = connection.execute(sa.select(replies.c.reply).where(replies.c.key == self.key)).first()
+        if row is not None:
+            return msgspec.msgpack.decode(row.reply)
+        result = self.fn(connection)
+        connection.execute(
+            replies.insert(), {"key": self.key, "reply": msgspec.msgpack.encode(result), "created_at": time.time()}
+        )
+        return result
+
+
+class _Failure(NamedTuple):
+    error: BaseException
+
+
+def _run_group(connection: Connection, jobs: list[_Job]) -> list[Any]:
+    """All jobs in one transaction; when one raises, roll back and run each between savepoints."""
+    try:
+        with connection.begin():
+            return _run_merged(connection, jobs)
+    except Exception as error:
+        if len(jobs) == 1:
+            return [_translate(error)]
+    outcomes: list[Any] = []
+    with connection.begin():
+        for job in jobs:
+            savepoint = connection.begin_nested()
+            try:
+                outcomes.append(job.fn(connection))
+                savepoint.commit()
+            except Exception as error:
+                savepoint.rollback()
+                outcomes.append(_translate(error))
+    return outcomes
+
+
+def _run_merged(connection: Connection, jobs: list[_Job]) -> list[Any]:
+    outcomes: list[Any] = []
+    index = 0
+    while index < len(jobs):
+        job = jobs[index]
+        if job.rows is None:
+            outcomes.append(job.fn(connection))
+            index += 1
+            continue
+        statement, rows = job.rows[0], list(job.rows[1])
+        end = index + 1
+        while end < len(jobs) and (other := jobs[end].rows) is not None and other[0] is statement:
+            rows.extend(other[1])
+            end += 1
+        connection.execute(statement, rows)
+        outcomes.extend([None] * (end - index))
+        index = end
+    return outcomes
+
+
+def _translate(error: BaseException) -> _Failure:
+    text = str(error).lower()
+    if isinstance(error, sa.exc.OperationalError):
+        if "disk is full" in text or "no space left" in text:
+            return _Failure(OutOfSpace("the server's disk is full: free space in its data directory, then try again"))
+        if "locked" in text or "connect" in text or error.connection_invalidated:
+            return _Failure(Unavailable("the database is away for a moment; the request was not carried out"))
+    if isinstance(error, OSError) and getattr(error, "errno", None) == 28:
+        return _Failure(OutOfSpace("the server's disk is full: free space in its data directory, then try again"))
+    return _Failure(error)
+
+
+def _resolve(jobs: list[_Job], outcomes: list[Any]) -> None:
+    """Hand the outcomes to the event loops that wait for them, one wake-up a loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future, Any]]] = {}
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        by_loop.setdefault(job.future.get_loop(), []).append((job.future, outcome))
+    for loop, pairs in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_set_results, pairs)
+        except RuntimeError:
+            log.warning("an event loop closed before %d of its writes were acknowledged", len(pairs))
+
+
+def _set_results(pairs: list[tuple[asyncio.Future, Any]]) -> None:
+    for future, outcome in pairs:
+        if future.done():
+            continue
+        if isinstance(outcome, _Failure):
+            future.set_exception(outcome.error)
+        else:
+            future.set_result(outcome)
+
+
+def make_engine(url: str) -> sa.Engine:
+    if not url.startswith("sqlite"):
+        return sa.create_engine(url, pool_size=MAX_READERS + 1, pool_pre_ping=True)
+    engine = sa.create_engine(
+        url, pool_size=MAX_READERS + 1, connect_args={"check_same_thread": False, "timeout": 10}, poolclass=sa.QueuePool
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(dbapi_connection: sqlite3.Connection, _record) -> None:
+        dbapi_connection.isolation_level = None  # we say BEGIN ourselves, below
+        cursor = dbapi_connection.cursor()
+        # WAL with synchronous=NORMAL survives the death of any process; a power cut may lose the last moments
+        # but never corrupts (https://sqlite.org/wal.html).
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "cache_size=-32000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # Readers take a snapshot; the one writer is this process's own thread, so BEGIN never upgrades a lock
+        # against another writer of ours.
+        connection.exec_driver_sql("BEGIN")
+
+    return engine

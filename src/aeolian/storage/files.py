@@ -1,0 +1,139 @@
+"""Content-addressed files: SHA-256 -> bytes on disk. Mount files and volume blocks live here.
+
+A file is written beside its final place, synced, then renamed: a name that exists is whole. The worker on
+the same machine reads the same folder (read-only) and links or binds files from it.
+"""
+
+import asyncio
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterable
+from pathlib import Path
+
+from aeolian.domain.errors import InvalidArgument, NotFound, OutOfSpace
+
+SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+CHUNK_BYTES = 1 << 20
+
+
+class ContentStore:
+    """Files by the SHA-256 of their content, in `root/ab/cdef…`."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.incoming = root / "incoming"
+        self.incoming.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256_hex: str) -> Path:
+        """Where that content lives (whether or not it does). Raises InvalidArgument on anything but 64 hex digits."""
+        if not SHA256_HEX.fullmatch(sha256_hex):
+            raise InvalidArgument(f"{sha256_hex!r} is not a SHA-256 in 64 lower-case hexadecimal digits")
+        return self.root / sha256_hex[:2] / sha256_hex[2:]
+
+    def has(self, sha256_hex: str) -> bool:
+        return self.path(sha256_hex).exists()
+
+    def size_bytes(self, sha256_hex: str) -> int:
+        try:
+            return self.path(sha256_hex).stat().st_size
+        except FileNotFoundError:
+            raise NotFound(f"no content with SHA-256 {sha256_hex}") from None
+
+    def read(self, sha256_hex: str) -> bytes:
+        try:
+            return self.path(sha256_hex).read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"no content with SHA-256 {sha256_hex}") from None
+
+    def put(self, data: bytes, expected_sha256_hex: str | None = None) -> str:
+        """Store bytes; return their SHA-256. Raises InvalidArgument when they are not what was announced."""
+        digest = hashlib.sha256(data).hexdigest()
+        _check(digest, expected_sha256_hex)
+        target = self.path(digest)
+        if not target.exists():
+            with self._writing() as temporary:
+                temporary.file.write(data)
+                temporary.move_to(target)
+        return digest
+
+    async def put_stream(self, chunks: AsyncIterable[bytes], expected_sha256_hex: str | None = None) -> tuple[str, int]:
+        """Store a stream without holding it in memory; return (SHA-256, size in bytes)."""
+        sha256, size = hashlib.sha256(), 0
+        with self._writing() as temporary:
+            async for chunk in chunks:
+                sha256.update(chunk)
+                size += len(chunk)
+                await asyncio.to_thread(temporary.write, chunk)
+            digest = sha256.hexdigest()
+            _check(digest, expected_sha256_hex)
+            target = self.path(digest)
+            if not target.exists():
+                await asyncio.to_thread(temporary.move_to, target)
+        return digest, size
+
+    def put_file(self, source: Path) -> tuple[str, int]:
+        """Copy a file in; return (SHA-256, size in bytes)."""
+        sha256, size = hashlib.sha256(), 0
+        with self._writing() as temporary, source.open("rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                sha256.update(chunk)
+                size += len(chunk)
+                temporary.write(chunk)
+            digest = sha256.hexdigest()
+            target = self.path(digest)
+            if not target.exists():
+                temporary.move_to(target)
+        return digest, size
+
+    def _writing(self) -> "_Temporary":
+        return _Temporary(self.incoming)
+
+
+class _Temporary:
+    """A file being written; gone unless moved to its place."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __enter__(self) -> "_Temporary":
+        try:
+            descriptor, name = tempfile.mkstemp(dir=self._folder)
+        except OSError as error:
+            raise _out_of_space(error) from error
+        self.file = os.fdopen(descriptor, "wb")
+        self._name = Path(name)
+        return self
+
+    def write(self, data: bytes) -> None:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            raise _out_of_space(error) from error
+
+    def move_to(self, target: Path) -> None:
+        try:
+            self.file.flush()
+            os.fchmod(self.file.fileno(), 0o644)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self._name, target)
+        except OSError as error:
+            raise _out_of_space(error) from error
+
+    def __exit__(self, *_exc) -> None:
+        try:
+            self.file.close()
+        finally:
+            self._name.unlink(missing_ok=True)
+
+
+def _check(digest: str, expected: str | None) -> None:
+    if expected is not None and digest != expected.lower():
+        raise InvalidArgument(f"the content's SHA-256 is {digest}, not {expected} as announced: send it again")
+
+
+def _out_of_space(error: OSError) -> Exception:
+    if error.errno == 28:
+        return OutOfSpace("the server's disk is full: free space in its data directory, then try again")
+    return error

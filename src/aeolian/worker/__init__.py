@@ -1,0 +1,1 @@
+"""What happens on a node: runtimes, image builds, root file systems, volumes, logs, container sockets."""

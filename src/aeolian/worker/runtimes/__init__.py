@@ -1,0 +1,1 @@
+"""Ways to run a container: `process` (fork server), `native` (crun), later `gvisor`; `base.py` states the interface."""
