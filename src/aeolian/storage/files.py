@@ -73,8 +73,8 @@ class ContentStore:
                 await asyncio.to_thread(temporary.move_to, target)
         return digest, size
 
-    def put_file(self, source: Path) -> tuple[str, int]:
-        """Copy a file in; return (SHA-256, size in bytes)."""
+    def put_file(self, source: Path, expected_sha256_hex: str | None = None) -> tuple[str, int]:
+        """Copy a file in; return (SHA-256, size in bytes). Raises as `put`."""
         sha256, size = hashlib.sha256(), 0
         with self._writing() as temporary, source.open("rb") as stream:
             while chunk := stream.read(CHUNK_BYTES):
@@ -82,6 +82,7 @@ class ContentStore:
                 size += len(chunk)
                 temporary.write(chunk)
             digest = sha256.hexdigest()
+            _check(digest, expected_sha256_hex)
             target = self.path(digest)
             if not target.exists():
                 temporary.move_to(target)
