@@ -11,7 +11,6 @@ from aeolian.domain.link import LogLine
 from aeolian.domain.logs import LogFilter, TaskChange
 from aeolian.storage.database import Database, metadata
 
-
 ALL = LogFilter()
 
 

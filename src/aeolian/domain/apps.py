@@ -66,6 +66,8 @@ class Layout(msgspec.Struct, frozen=True):
 
     functions: dict[str, LayoutFunction] = {}
     classes: dict[str, str] = {}
+    generation: int = 0
+    """The version at which a rollover last asked for fresh containers."""
 
     @property
     def function_ids(self) -> set[str]:

@@ -16,12 +16,20 @@ class NotFound(AeolianError):
     """No such object, or none that this caller may see."""
 
 
+class ClassNameUsed(NotFound):
+    """A Function was looked up by the name of a class."""
+
+
 class AlreadyExists(AeolianError):
     """The name is taken."""
 
 
 class InvalidArgument(AeolianError):
     """The request itself is malformed or asks for something impossible."""
+
+
+class PayloadTooLarge(InvalidArgument):
+    """More bytes came than allowed or announced."""
 
 
 class Unauthenticated(AeolianError):

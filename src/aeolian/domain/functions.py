@@ -46,6 +46,9 @@ class PoolSettings(msgspec.Struct, frozen=True):
     function_name: str
     """Tag within the app; a class's service function is `Cls.*`."""
 
+    revision: str = ""
+    """Equal for containers that are as good as new ones: changes with the definition and with each rollover."""
+
     base_function_id: str = ""
     """For a bound variant: the Function that it was bound from."""
     serialized_params: bytes = b""

@@ -5,6 +5,7 @@ ours must answer something else, or a failing write is executed four times.
 """
 
 import grpc
+from modal_proto import api_pb2
 
 from aeolian.domain import errors
 
@@ -31,3 +32,13 @@ def code_of(error: errors.AeolianError) -> grpc.StatusCode:
         if kind in CODES:
             return CODES[kind]
     return BUG
+
+
+def details_of(error: errors.AeolianError) -> tuple[tuple[str, bytes], ...]:
+    """Trailing metadata for the errors that clients tell apart by more than their code."""
+    if not isinstance(error, errors.ClassNameUsed):
+        return ()
+    status = api_pb2.RPCStatus(code=code_of(error).value[0], message=error.message)
+    reason = api_pb2.FunctionLookupError(reason=api_pb2.FunctionLookupError.REASON_CLASS_NAME_USED)
+    status.details.add().Pack(reason)
+    return (("grpc-status-details-bin", status.SerializeToString()),)

@@ -26,7 +26,7 @@ from modal_proto import api_pb2
 
 from aeolian.domain.caller import Caller
 from aeolian.domain.errors import AeolianError, InvalidArgument
-from aeolian.protocol.errors import BUG, code_of
+from aeolian.protocol.errors import BUG, code_of, details_of
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class ModalService(grpc.GenericRpcHandler):
                     return await self._replies.once(caller.once(name), lambda: implementation(request, caller))
                 return await implementation(request, caller)
             except AeolianError as error:
-                await context.abort(code_of(error), error.message)
+                await context.abort(code_of(error), error.message, details_of(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception:
@@ -135,7 +135,7 @@ class ModalService(grpc.GenericRpcHandler):
                     async for reply in replies:
                         await context.write(reply if isinstance(reply, bytes) else reply.SerializeToString())
             except AeolianError as error:
-                await context.abort(code_of(error), error.message)
+                await context.abort(code_of(error), error.message, details_of(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception:
@@ -188,6 +188,60 @@ async def _report_bug(name: str, context: grpc.aio.ServicerContext) -> None:
 
 
 REPEATABLE = frozenset(
-    ["AppCreate", "AppPublish", "AppRollback", "AppRollover", "AppPromote", "ClassCreate", "FunctionCreate", "FunctionPrecreate", "FunctionMap", "FunctionPutInputs", "FunctionRetryInputs", "FunctionFinishInputs", "FunctionBindParams", "FunctionCallCancel", "FunctionCallPutDataOut", "QueueGet", "QueuePut", "QueueGetOrCreate", "QueueClear", "QueueDelete", "DictPop", "DictUpdate", "DictGetOrCreate", "DictClear", "DictDelete", "SecretGetOrCreate", "SecretUpdate", "SecretDelete", "VolumeGetOrCreate", "VolumePutFiles", "VolumePutFiles2", "VolumeRemoveFile", "VolumeRemoveFile2", "VolumeCopyFiles", "VolumeCopyFiles2", "VolumeRename", "VolumeDelete", "VolumeCommit", "EnvironmentCreate", "EnvironmentDelete", "EnvironmentUpdate", "BlobCreate", "ImagePublish", "ImageDelete", "ImageNameDelete", "MountGetOrCreate", "MountPutFile", "TokenDelete", "TokenFlowCreate", "ContainerStop", "AppStop", "AppSetTags", "TaskResult"]
+    [
+        "AppCreate",
+        "AppPublish",
+        "AppRollback",
+        "AppRollover",
+        "AppPromote",
+        "ClassCreate",
+        "FunctionCreate",
+        "FunctionPrecreate",
+        "FunctionMap",
+        "FunctionPutInputs",
+        "FunctionRetryInputs",
+        "FunctionFinishInputs",
+        "FunctionBindParams",
+        "FunctionCallCancel",
+        "FunctionCallPutDataOut",
+        "QueueGet",
+        "QueuePut",
+        "QueueGetOrCreate",
+        "QueueClear",
+        "QueueDelete",
+        "DictPop",
+        "DictUpdate",
+        "DictGetOrCreate",
+        "DictClear",
+        "DictDelete",
+        "SecretGetOrCreate",
+        "SecretUpdate",
+        "SecretDelete",
+        "VolumeGetOrCreate",
+        "VolumePutFiles",
+        "VolumePutFiles2",
+        "VolumeRemoveFile",
+        "VolumeRemoveFile2",
+        "VolumeCopyFiles",
+        "VolumeCopyFiles2",
+        "VolumeRename",
+        "VolumeDelete",
+        "VolumeCommit",
+        "EnvironmentCreate",
+        "EnvironmentDelete",
+        "EnvironmentUpdate",
+        "BlobCreate",
+        "ImagePublish",
+        "ImageDelete",
+        "ImageNameDelete",
+        "MountGetOrCreate",
+        "MountPutFile",
+        "TokenDelete",
+        "TokenFlowCreate",
+        "ContainerStop",
+        "AppStop",
+        "AppSetTags",
+        "TaskResult",
+    ]
 )
 """Unary RPCs that change something: their replies are kept by idempotency key."""
