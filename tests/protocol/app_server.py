@@ -16,7 +16,9 @@ from modal_proto import api_pb2
 
 from aeolian.control.apps import Apps, NoFleet
 from aeolian.control.classes import Classes
+from aeolian.control.definitions import WebFunction
 from aeolian.control.deployments import Deployments
+from aeolian.control.function_changes import FunctionChanges
 from aeolian.control.functions import Functions
 from aeolian.control.log_history import LogHistory
 from aeolian.control.logs import AppLogs
@@ -144,6 +146,10 @@ class OtherRpcs:
         return api_pb2.ObjectSuggestResponse()
 
 
+def web_url_of(web: WebFunction) -> str:
+    return f"http://web.test/{web.function_id}/{web.method_name}"
+
+
 class AppServer:
     """All app services over one database file, and a port for clients."""
 
@@ -160,9 +166,8 @@ class AppServer:
         self.database.open()
         self.logs = AppLogs(self.database, self.clock)
         self.apps = Apps(self.database, self.clock, SomeEnvironments(), self.logs)
-        self.functions = Functions(
-            self.database, self.clock, self.apps, self.known, lambda web: f"http://web.test/{web.function_id}/"
-        )
+        self.functions = Functions(self.database, self.apps, web_url_of)
+        self.changes = FunctionChanges(self.database, self.clock, self.apps, self.functions, self.known, web_url_of)
         self.logs.root_function_of = self.functions.base_function_id
         self.apps.fleet = self.fleet
         self.deployments = Deployments(self.database, self.clock, self.apps, self.functions)
@@ -184,7 +189,7 @@ class AppServer:
             )
 
         self.app_rpcs = AppRpcs(self.apps, self.deployments, self.functions, "http://aeolian.test")
-        self.function_rpcs = FunctionRpcs(self.functions)
+        self.function_rpcs = FunctionRpcs(self.functions, self.changes)
         self.class_rpcs = ClassRpcs(self.classes)
         self.log_rpcs = LogRpcs(self.apps, self.logs, LogHistory(self.database), self.clock, app_of_task)
         resources = [

@@ -32,6 +32,7 @@ STOP_WAIT_S = 2.0
 LISTED_AFTER_STOP_S = 24 * 3600.0
 MAX_LISTED_STOPPED = 200
 MAX_TAGS = 64
+MAX_DESCRIPTION_LENGTH = 500
 NAME = re.compile(r"[a-zA-Z0-9-_.]{1,64}")
 APP_ID = re.compile(r"ap-[a-zA-Z0-9]{22}")
 
@@ -168,6 +169,7 @@ class Apps:
     ) -> App:
         """A new app without content: for a run (EPHEMERAL, DETACHED) or a first deployment (INITIALIZING)."""
         environment = self.environment(environment_name, caller)
+        description = description.replace("\0", "")[:MAX_DESCRIPTION_LENGTH]
         app = self._new(caller, environment, state, description, check_tags(tags))
         return await self._insert(app, caller.once("AppCreate"))
 
@@ -196,8 +198,7 @@ class Apps:
         check_tags(tags)
         async with self.changing(app_id):
             app = msgspec.structs.replace(await self.find_living(app_id, caller), tags=dict(tags))
-            await self._database.write(lambda c: storage.update_app(c, app))
-            self._keep(app)
+            await self._update(app)
 
     async def heartbeat(self, app_id: str, caller: Caller) -> None:
         """The client is still there. Raises FailedPrecondition when the app has ended: the client must, too."""
@@ -227,11 +228,22 @@ class Apps:
             app = self._living.get(app_id)
             if app is not None and not app.has_ended:
                 app = app.moved_to(AppState.STOPPING, stopped_at=self._clock.now(), stopped_by=by)
-                await self._database.write(lambda c: storage.update_app(c, app))
-                self._keep(app)
+                await self._update(app)
                 self._finish_behind(app_id)
         if (task := self._stopping.get(app_id)) is not None:
             await asyncio.wait({task}, timeout=STOP_WAIT_S)
+
+    async def stop_all_in(self, environment_id: str, by: str) -> None:
+        """The environment goes away, and its apps with it."""
+        inside = [app.app_id for app in self._living.values() if app.environment_id == environment_id]
+        await asyncio.gather(*(self.stop(app_id, None, by=by) for app_id in inside))
+
+    async def environment_renamed(self, environment_id: str, name: str) -> None:
+        """Containers started from now on see the new name."""
+        for app_id in [app.app_id for app in self._living.values() if app.environment_id == environment_id]:
+            async with self.changing(app_id):
+                if (app := self._living.get(app_id)) is not None:
+                    await self._update(msgspec.structs.replace(app, environment_name=name))
 
     async def work_finished(self, app_id: str) -> None:
         """The last unfinished call of the app is done: one that nobody holds any more comes to its end."""
@@ -274,6 +286,10 @@ class Apps:
             created_by=caller.workspace,
         )
 
+    async def _update(self, app: App) -> None:
+        await self._database.write(lambda c: storage.update_app(c, app))
+        self._keep(app)
+
     async def _insert(self, app: App, once: str | None) -> App:
         def insert(connection) -> str:
             storage.insert_app(connection, app)
@@ -311,8 +327,7 @@ class Apps:
             if app is None or app.state is not AppState.DETACHED:
                 return
             app = app.moved_to(AppState.DETACHED_DISCONNECTED)
-            await self._database.write(lambda c: storage.update_app(c, app))
-            self._keep(app)
+            await self._update(app)
         await self.work_finished(app_id)
 
     def _finish_behind(self, app_id: str) -> None:
@@ -327,8 +342,7 @@ class Apps:
             except Exception:
                 log.exception("the containers of App %s could not be ended", app_id)
             app = self._living[app_id].moved_to(AppState.STOPPED)
-            await self._database.write(lambda c: storage.update_app(c, app))
-            self._keep(app)
+            await self._update(app)
             for callback in self.when_stopped:
                 callback(app_id)
             self._logs.wake(app_id)

@@ -5,6 +5,7 @@ GPUs makes several; the first is the one that runs); everything else that client
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 from modal_proto import api_pb2
@@ -18,6 +19,7 @@ MAX_TIMEOUT_S = 24 * 3600
 MAX_CONCURRENT_INPUTS = 1000
 MAX_BATCH_SIZE = 1000
 MAX_RANKED = 16
+MAX_NAME_LENGTH = 512
 
 
 class WebFunction(msgspec.Struct, frozen=True):
@@ -49,9 +51,7 @@ def ranked_functions(request: api_pb2.FunctionCreateRequest) -> list[api_pb2.Fun
 
 def check(function: api_pb2.Function) -> None:
     """Raises InvalidArgument for what cannot run, Unimplemented for what Aeolian cannot do (yet)."""
-    name = function.function_name
-    if not name:
-        raise InvalidArgument("a Function needs a name")
+    name = check_name(function.function_name)
     for what, size in (
         ("function", len(function.function_serialized)),
         ("class", len(function.class_serialized)),
@@ -88,6 +88,12 @@ def check(function: api_pb2.Function) -> None:
     ):
         if used:
             raise Unimplemented(f"Function '{name}' uses {what}, which Aeolian does not support (yet)")
+
+
+def check_name(name: str) -> str:
+    if not 1 <= len(name) <= MAX_NAME_LENGTH or "\0" in name:
+        raise InvalidArgument(f"{name[:80]!r} cannot be the name of a Function: use 1 to {MAX_NAME_LENGTH} characters")
+    return name
 
 
 def canonical(functions: Iterable[api_pb2.Function]) -> bytes:
@@ -205,6 +211,7 @@ def function_data(functions: list[api_pb2.Function], handle: api_pb2.FunctionHan
         for name, method in handle.method_handle_metadata.items():
             if name in copy.method_definitions:
                 copy.method_definitions[name].web_url = method.web_url
+    field: Any
     for field, value in data.ranked_functions[0].function.ListFields():
         if field.name not in _SHARED_FIELDS:
             continue

@@ -4,6 +4,7 @@ A publication stores a new version and makes its layout live in one transaction;
 fleet learn of it. Containers that run go on with the code they started with and are replaced as they finish.
 """
 
+import re
 from collections.abc import Set
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ from aeolian.storage.database import Database
 
 PREVIOUS = -1
 """As a version to roll back to: the one before the live one."""
+
+
+DEPLOYMENT_TAG = re.compile(r"[a-zA-Z0-9-_.]{1,50}")
 
 
 class Publication(msgspec.Struct, frozen=True):
@@ -55,6 +59,11 @@ class Deployments:
     async def publish(self, asked: Publication, caller: Caller) -> float:
         """Make this the app's content. Returns when it was deployed (epoch seconds), 0 when nothing changed."""
         check_tags(asked.tags)
+        if asked.deployment_tag and not DEPLOYMENT_TAG.fullmatch(asked.deployment_tag):
+            raise InvalidArgument(
+                f"{asked.deployment_tag[:80]!r} cannot tag a deployment: use up to 50 letters, digits, dashes, "
+                "underscores and periods"
+            )
         return await self._tell(asked.app_id, await self._publish(asked, caller))
 
     async def _publish(self, asked: Publication, caller: Caller) -> "_Outcome":

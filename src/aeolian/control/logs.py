@@ -333,9 +333,7 @@ class AppLogs:
                 batches = [batch for batch in recent if batch.last_seq > seq]
                 at_end = True
             else:
-                batches = await self._database.read(
-                    lambda connection, seq=seq: storage.batches_after(connection, app_id, seq, PAGE)
-                )
+                batches = await self._stored_after(app_id, seq)
                 at_end = not batches
             for batch in batches:
                 if batch.last_seq <= seq:
@@ -344,6 +342,9 @@ class AppLogs:
                 seq = batch.last_seq
             if at_end:
                 return
+
+    async def _stored_after(self, app_id: str, seq: int) -> list[LogBatch]:
+        return await self._database.read(lambda connection: storage.batches_after(connection, app_id, seq, PAGE))
 
     @contextlib.contextmanager
     def _following(self, app_id: str):

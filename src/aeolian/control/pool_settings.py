@@ -1,5 +1,7 @@
 """From a definition to what a pool of containers needs to know of it. Pure functions."""
 
+from typing import Any
+
 from modal_proto import api_pb2
 
 from aeolian.domain.containers import Resources, VolumeMountSpec
@@ -93,7 +95,7 @@ def pool_settings(
 
 def defined_autoscaler(function: api_pb2.Function) -> AutoscalerSettings:
     """The settings of the definition; older SDKs only fill the fields beside `autoscaler_settings`."""
-    settings = function.autoscaler_settings
+    settings: Any = function.autoscaler_settings
 
     def pick(name: str, legacy: int) -> int:
         return getattr(settings, name) if settings.HasField(name) else legacy
@@ -113,8 +115,10 @@ def defined_autoscaler(function: api_pb2.Function) -> AutoscalerSettings:
 def overridden(defined: AutoscalerSettings, override: api_pb2.AutoscalerSettings) -> AutoscalerSettings:
     """`defined`, with the fields that `override` has set."""
 
+    message: Any = override
+
     def pick(name: str, value):
-        return type(value)(getattr(override, name)) if override.HasField(name) else value
+        return type(value)(getattr(message, name)) if message.HasField(name) else value
 
     target = pick("target_concurrency_float", pick("target_concurrency", defined.target_concurrency))
     return AutoscalerSettings(

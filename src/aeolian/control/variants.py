@@ -4,6 +4,8 @@
 result is a Function of its own (own queue, own containers) that shares the code of its base.
 """
 
+from typing import Any
+
 from modal_proto import api_pb2
 
 from aeolian.domain.ids import content_id
@@ -28,7 +30,8 @@ def stacked(first: bytes, second: bytes) -> bytes:
     """The options of a variant of a variant: the later ones win, field by field."""
     if not first or not second:
         return first or second
-    under, over = api_pb2.FunctionOptions.FromString(first), api_pb2.FunctionOptions.FromString(second)
+    under: Any = api_pb2.FunctionOptions.FromString(first)
+    over: Any = api_pb2.FunctionOptions.FromString(second)
     for flag, field in REPLACED.items():
         if getattr(over, flag):
             under.ClearField(field)
@@ -49,9 +52,10 @@ REPLACED = {
 """With this flag set, the list takes the place of the one before; without it, it comes on top."""
 
 
-def with_options(function: api_pb2.Function, options: api_pb2.FunctionOptions) -> api_pb2.Function:
+def with_options(function: api_pb2.Function, overrides: api_pb2.FunctionOptions) -> api_pb2.Function:
     """The definition under these overrides. `object_dependencies` stay: they mirror the code, not the options."""
-    bound = api_pb2.Function()
+    options: Any = overrides  # fields are named by data below, which the generated types do not allow
+    bound: Any = api_pb2.Function()
     bound.CopyFrom(function)
     for flag, field in REPLACED.items():
         if getattr(options, flag):
@@ -87,7 +91,7 @@ def with_options(function: api_pb2.Function, options: api_pb2.FunctionOptions) -
 
 def merged_resources(under: api_pb2.Resources, over: api_pb2.Resources) -> api_pb2.Resources:
     """`over` on top of `under`. A new request without a limit of its own drops the old limit."""
-    merged = api_pb2.Resources()
+    merged: Any = api_pb2.Resources()
     merged.CopyFrom(under)
     for request, limit in (("milli_cpu", "milli_cpu_max"), ("memory_mb", "memory_mb_max")):
         if getattr(over, request) and not getattr(over, limit):

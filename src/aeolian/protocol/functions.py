@@ -3,6 +3,7 @@
 from modal_proto import api_pb2
 
 from aeolian.control import pool_settings
+from aeolian.control.function_changes import FunctionChanges
 from aeolian.control.functions import Functions
 from aeolian.domain.caller import Caller
 from aeolian.domain.functions import AutoscalerSettings
@@ -11,20 +12,21 @@ MAX_VARIANTS_PAGE = 500
 
 
 class FunctionRpcs:
-    def __init__(self, functions: Functions):
+    def __init__(self, functions: Functions, changes: FunctionChanges):
         self._functions = functions
+        self._changes = changes
 
     async def FunctionPrecreate(
         self, request: api_pb2.FunctionPrecreateRequest, caller: Caller
     ) -> api_pb2.FunctionPrecreateResponse:
-        function_id, handle = await self._functions.precreate(request, caller)
+        function_id, handle = await self._changes.precreate(request, caller)
         return api_pb2.FunctionPrecreateResponse(function_id=function_id, handle_metadata=handle)
 
     async def FunctionCreate(
         self, request: api_pb2.FunctionCreateRequest, caller: Caller
     ) -> api_pb2.FunctionCreateResponse:
-        function_id, definition = await self._functions.create(request, caller)
-        handle, data = self._functions.created(function_id, definition)
+        function_id, definition = await self._changes.create(request, caller)
+        handle, data = self._changes.created(function_id, definition)
         return api_pb2.FunctionCreateResponse(
             function_id=function_id,
             function=data.ranked_functions[0].function,
@@ -33,7 +35,7 @@ class FunctionRpcs:
         )
 
     async def FunctionGet(self, request: api_pb2.FunctionGetRequest, caller: Caller) -> api_pb2.FunctionGetResponse:
-        function_id = await self._functions.named(
+        function_id = await self._changes.named(
             request.app_name, request.object_tag, request.environment_name, request.app_version, caller
         )
         return api_pb2.FunctionGetResponse(
@@ -45,16 +47,13 @@ class FunctionRpcs:
     async def FunctionGetById(
         self, request: api_pb2.FunctionGetByIdRequest, caller: Caller
     ) -> api_pb2.FunctionGetByIdResponse:
-        row = self._functions.row(request.function_id, caller)
-        return api_pb2.FunctionGetByIdResponse(
-            function=self._functions.function_data(row.function_id),
-            handle_metadata=self._functions.handle(row.function_id),
-        )
+        handle, data = await self._functions.look_back(request.function_id, caller)
+        return api_pb2.FunctionGetByIdResponse(function=data, handle_metadata=handle)
 
     async def FunctionBindParams(
         self, request: api_pb2.FunctionBindParamsRequest, caller: Caller
     ) -> api_pb2.FunctionBindParamsResponse:
-        bound_id = await self._functions.bind(
+        bound_id = await self._changes.bind(
             request.function_id,
             request.serialized_params,
             request.function_options,
@@ -70,7 +69,7 @@ class FunctionRpcs:
     ) -> api_pb2.FunctionListVariantsResponse:
         limit = min(request.limit or MAX_VARIANTS_PAGE, MAX_VARIANTS_PAGE)
         before = (request.cursor.created_before, request.cursor.function_id) if request.HasField("cursor") else None
-        rows = await self._functions.list_variants(request.function_id, before, limit, caller)
+        rows = await self._changes.list_variants(request.function_id, before, limit, caller)
         response = api_pb2.FunctionListVariantsResponse()
         for row in rows:
             info = response.infos.add(function_id=row.function_id, serialized_params=row.serialized_params)
@@ -101,7 +100,7 @@ class FunctionRpcs:
         if request.warm_pool_size_override:
             override.min_containers = request.warm_pool_size_override
         override.MergeFrom(request.settings)
-        settings = await self._functions.override_autoscaler(request.function_id, override, caller)
+        settings = await self._changes.override_autoscaler(request.function_id, override, caller)
         return api_pb2.FunctionUpdateSchedulingParamsResponse(current_settings=_settings(settings))
 
 

@@ -161,3 +161,9 @@ def insert_class(connection: Connection, class_id: str, app_id: str, created_at:
 
 def app_of_class(connection: Connection, class_id: str) -> str | None:
     return connection.execute(sa.select(classes.c.app_id).where(classes.c.class_id == class_id)).scalar()
+
+
+def apps_of_classes(connection: Connection, class_ids: Iterable[str]) -> dict[str, str]:
+    """class_id -> app_id, for those that exist."""
+    found = {class_id: app_of_class(connection, class_id) for class_id in set(class_ids)}
+    return {class_id: app_id for class_id, app_id in found.items() if app_id is not None}
