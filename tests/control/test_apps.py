@@ -202,6 +202,9 @@ async def test_a_draft_is_not_live_until_it_is_published(services):
     app = await services.app(AppState.INITIALIZING)
     function_id = await services.function(app.app_id, timeout_secs=10)
     assert services.functions.pool_settings(function_id).timeout_s == 10  # builds images before any publication
+    arguments = services.functions.container_arguments(function_id, "ta-1")
+    layout = api_pb2.ContainerArguments.FromString(arguments).app_layout
+    assert dict(layout.function_ids) == {"f": function_id} and layout.objects[0].object_id == function_id
     await services.publish(app.app_id, function_ids={"f": function_id})
     await services.function(app.app_id, existing=function_id, timeout_secs=20)
     assert services.functions.pool_settings(function_id).timeout_s == 10

@@ -173,7 +173,9 @@ class Apps:
         app = self._new(caller, environment, state, description, check_tags(tags))
         return await self._insert(app, caller.once("AppCreate"))
 
-    async def get_or_create(self, caller: Caller, name: str, environment_name: str, *, create: bool, must_be_new: bool):
+    async def get_or_create(
+        self, caller: Caller, name: str, environment_name: str, *, create: bool, must_be_new: bool
+    ) -> App:
         """The app deployed under a name, or given by its id; with `create`, made empty where it is missing."""
         if APP_ID.fullmatch(name):
             if create:
