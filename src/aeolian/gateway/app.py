@@ -1,0 +1,40 @@
+"""The HTTP face as one aiohttp application: routes from the other modules, errors in one place."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from aiohttp import web
+
+from aeolian.gateway.errors import answer_errors
+
+SHUTDOWN_S = 5.0
+
+
+class Gateway:
+    """Serves `routes` on a Unix socket (the front passes connections on) or, for tests and tools, over TCP."""
+
+    def __init__(self, routes: Iterable[web.RouteDef]):
+        # Bodies are streamed by the handlers, which know how much may come; what is read whole is small.
+        self.app = web.Application(middlewares=[answer_errors], client_max_size=4 << 20)
+        self.app.add_routes(routes)
+        self._runner = web.AppRunner(
+            self.app, access_log=None, shutdown_timeout=SHUTDOWN_S, auto_decompress=False, handler_cancellation=True
+        )
+
+    async def start(self, socket_path: Path) -> None:
+        await self._runner.setup()
+        socket_path.unlink(missing_ok=True)
+        await web.UnixSite(self._runner, str(socket_path)).start()
+        os.chmod(socket_path, 0o600)
+
+    async def start_tcp(self, host: str, port: int = 0) -> int:
+        """Listen on TCP; returns the port."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        return self._runner.addresses[-1][1]
+
+    async def stop(self) -> None:
+        """Take no more requests, let those under way end (within seconds)."""
+        await self._runner.cleanup()

@@ -1,0 +1,285 @@
+"""The `process` runtime: containers are processes forked from one that has the SDK imported. No isolation.
+
+Where the host allows mount namespaces (root, or user namespaces), each container has a view of its own: the
+image's layers over the host's folders, private /root and /tmp, binds at any path (`view.py`). Elsewhere the
+container sees the host as it is, and only what lies below /root can be shown to it (`portable.py`).
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aeolian.domain.errors import AeolianError
+from aeolian.worker.hooks.base import Bind, Hook, Start
+from aeolian.worker.hooks.sdk import SITE_TARGET, SdkHook, brings_own_sdk
+from aeolian.worker.runtimes.base import runtime_folder
+from aeolian.worker.runtimes.fork_server import ForkedContainer, Zygote, ZygoteConfig
+from aeolian.worker.runtimes.host_images import HostImage, HostImageHook, HostImages
+from aeolian.worker.runtimes.portable import portable_start
+from aeolian.worker.runtimes.view import PRIVATE
+from aeolian.worker.sdk import DEPENDENCIES_TARGET, PACKAGES_TARGET, SdkStore
+
+log = logging.getLogger(__name__)
+
+ENTRYPOINT_ARGV = ("python", "-m", "modal._container_entrypoint")
+MAX_ZYGOTES = 8
+SOCKET_TARGET = "/__modal/worker.sock"
+ARGUMENTS_TARGET = "/__modal/arguments.pb"
+OF_ZYGOTE = frozenset([PACKAGES_TARGET, DEPENDENCIES_TARGET, SITE_TARGET])
+READ_AT_START = frozenset(
+    [
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "MALLOC_ARENA_MAX",
+        "PYTHONASYNCIODEBUG",
+        "PYTHONDEVMODE",
+        "PYTHONDONTWRITEBYTECODE",
+        "PYTHONHASHSEED",
+        "PYTHONHOME",
+        "PYTHONIOENCODING",
+        "PYTHONMALLOC",
+        "PYTHONNOUSERSITE",
+        "PYTHONOPTIMIZE",
+        "PYTHONSTARTUP",
+        "PYTHONTRACEMALLOC",
+        "PYTHONUTF8",
+        "PYTHONVERBOSE",
+        "PYTHONWARNINGS",
+        "GLIBC_TUNABLES",
+    ]
+)
+"""Variables that an interpreter reads once, when it starts: with one of them set, a container is not forked."""
+
+
+class Capabilities(NamedTuple):
+    """What this host offers for views."""
+
+    has_views: bool
+    user_namespace: bool = False
+    own_pids: bool = False
+    problem: str = ""
+
+
+class ProcessRuntime:
+    """`hooks`: those of mounts, volumes and the like, between the image's and the start."""
+
+    name = "process"
+
+    def __init__(self, data_dir: Path, images: HostImages, sdk: SdkStore, hooks: Sequence[Hook] = ()):
+        self._data_dir = data_dir
+        self._folder = runtime_folder(data_dir, "process")
+        self._images = images
+        self._sdk = sdk
+        self._hooks = [HostImageHook(images), SdkHook(sdk, self._series_of), *hooks]
+        self._capabilities = Capabilities(False)
+        self._zygotes: OrderedDict[tuple, asyncio.Task[Zygote]] = OrderedDict()
+        self._watchers: set[asyncio.Task] = set()
+        self._num_zygotes = 0
+        self._closing = False
+
+    async def open(self) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._folder / "zygotes", True)
+        (self._folder / "zygotes").mkdir()
+        self._capabilities = await find_capabilities(self._folder)
+        self._images.capabilities = self._capabilities
+        log.warning(
+            "THE PROCESS RUNTIME DOES NOT ISOLATE: containers run as this user (uid %d), see this host's files, devices, "
+            "processes and network, and have no limits. Run only code that you would run yourself. (%s)",
+            os.getuid(),
+            "private mount namespaces" if self._capabilities.has_views else f"no views: {self._capabilities.problem}",
+        )
+
+    async def close(self) -> None:
+        self._closing = True
+        tasks = list(self._zygotes.values())
+        self._zygotes.clear()
+        for task in tasks:
+            with contextlib.suppress(AeolianError, asyncio.CancelledError):
+                await (await task).close()
+        for watcher in list(self._watchers):
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+
+    def hooks(self) -> list[Hook]:
+        return list(self._hooks)
+
+    async def prepare(self, image_id: str, sdk_version: str, builder_version: str) -> None:
+        """Have a fork server ready for containers of this image."""
+        if not sdk_version:
+            return
+        try:
+            image = self._images.get(image_id)
+            binds = [Bind(await self._sdk.packages(sdk_version, image.series), PACKAGES_TARGET)]
+            if image.mounts_client_dependencies:
+                folder = await self._sdk.dependencies(sdk_version, builder_version, image.series)
+                binds.append(Bind(folder, DEPENDENCIES_TARGET))
+            await self._zygote(image, binds, preload=True)
+        except AeolianError as error:
+            log.warning("no fork server for %s with SDK %s yet: %s", image_id, sdk_version, error)
+
+    async def start(self, start: Start) -> ForkedContainer:
+        image = self._images.get(start.spec.image_id)
+        forks = (
+            tuple(start.spec.argv) == ENTRYPOINT_ARGV
+            and bool(start.spec.sdk_version)
+            and not brings_own_sdk(start.spec.mounts)
+            and READ_AT_START.isdisjoint(start.env)
+        )
+        zygote = await self._zygote(image, start.binds if forks else [], preload=forks)
+        env, binds = self._wired(start)
+        argv = [start.python if start.spec.argv[0] == "python" else start.spec.argv[0], *start.spec.argv[1:]]
+        request = {"argv": argv, "env": env, "cwd": start.cwd, "fork": forks and zygote.is_preloaded, "view": None}
+        if not self._capabilities.has_views:
+            await asyncio.to_thread(portable_start, start, image, request, binds)
+            return await ForkedContainer.start(zygote, request)
+        start.upper = start.folder / "root"
+        request["view"] = self._view(start.folder, image, [*self._interpreter_binds(image), *binds])
+        return await ForkedContainer.start(zygote, request, start.folder / "work")
+
+    def _series_of(self, start: Start) -> str:
+        return self._images.get(start.spec.image_id).series
+
+    def _wired(self, start: Start) -> tuple[dict[str, str], list[Bind]]:
+        """The container's environment, and its binds: where it finds its socket and its arguments."""
+        env = {
+            "PYTHONUNBUFFERED": "1",
+            "MODAL_SERVER_URL": f"unix://{SOCKET_TARGET}",
+            "MODAL_CONTAINER_ARGUMENTS_PATH": ARGUMENTS_TARGET,
+            **start.env,
+        }
+        binds = list(start.binds)
+        socket_target = env["MODAL_SERVER_URL"].removeprefix("unix://")
+        if env["MODAL_SERVER_URL"].startswith("unix://") and not _shown(socket_target, binds):
+            binds.append(Bind(start.socket_path, socket_target, read_only=False))
+        arguments = start.folder / "arguments.pb"
+        if not arguments.exists():
+            arguments.write_bytes(start.spec.arguments)
+        if not _shown(env["MODAL_CONTAINER_ARGUMENTS_PATH"], binds):
+            binds.append(Bind(arguments, env["MODAL_CONTAINER_ARGUMENTS_PATH"]))
+        return env, binds
+
+    def _view(self, folder: Path, image: HostImage | None, binds: Sequence[Bind]) -> dict:
+        return {
+            "root": str(folder / "root"),
+            "work": str(folder / "work"),
+            "layers": list(image.layers) if image else [],
+            "layers_folder": str(self._images.layers_folder),
+            "data": str(self._data_dir),
+            "user_namespace": self._capabilities.user_namespace,
+            "binds": [[str(bind.source), bind.target, bind.read_only] for bind in binds],
+        }
+
+    def _interpreter_binds(self, image: HostImage | None) -> list[Bind]:
+        """Interpreters that live in folders of which containers see nothing (/root/.pyenv)."""
+        prefixes = [Path(image.interpreter_prefix)] if image else [Path(sys.base_prefix), Path(sys.prefix)]
+        return [Bind(prefix, str(prefix)) for prefix in dict.fromkeys(prefixes) if prefix.parts[1] in PRIVATE]
+
+    async def _zygote(self, image: HostImage, binds: Sequence[Bind], *, preload: bool) -> Zygote:
+        """The fork server for this image and SDK, started if there is none (whoever asks meanwhile waits)."""
+        seen = tuple(sorted((bind.target, str(bind.source)) for bind in binds if bind.target in OF_ZYGOTE))
+        key = ("sdk", image.zygote_key, seen) if preload else ("bare",)
+        task = self._zygotes.get(key)
+        if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().is_alive):
+            del self._zygotes[key]
+            task = None
+        if task is None:
+            task = asyncio.create_task(self._start_zygote(key, image if preload else None, binds))
+            self._zygotes[key] = task
+            await self._evict()
+        self._zygotes.move_to_end(key)
+        return await asyncio.shield(task)
+
+    async def _start_zygote(self, key: tuple, image: HostImage | None, binds: Sequence[Bind]) -> Zygote:
+        self._num_zygotes += 1
+        folder = self._folder / "zygotes" / str(self._num_zygotes)
+        folder.mkdir()
+        binds = [*self._interpreter_binds(image), *(bind for bind in binds if bind.target in OF_ZYGOTE)]
+        has_views = self._capabilities.has_views
+        config = ZygoteConfig(
+            python=(image.python if has_views else image.host_python) if image else sys.executable,
+            env=_zygote_env(image, binds, has_views),
+            view=self._view(folder, image, binds) if has_views else None,
+            preload=image is not None,
+            own_pids=self._capabilities.own_pids,
+        )
+        zygote = await Zygote.start(config, folder / "log")
+        if image is not None and not zygote.is_preloaded:
+            log.warning("containers of %s start without a fork server: %s", image.image_id, zygote.why_not_preloaded)
+        watcher = asyncio.create_task(self._watch(key, zygote))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+        return zygote
+
+    async def _watch(self, key: tuple, zygote: Zygote) -> None:
+        """Forget a fork server that has ended: the next container starts a new one."""
+        exit_code = await zygote.wait()
+        task = self._zygotes.get(key)
+        if task is not None and task.done() and not task.cancelled() and task.result() is zygote:
+            del self._zygotes[key]
+            if not self._closing:
+                log.warning("a fork server ended with %d; the next container starts a new one", exit_code)
+
+    async def _evict(self) -> None:
+        """Keep the most recently used fork servers; containers of the others live on."""
+        for key in list(self._zygotes):
+            if len(self._zygotes) <= MAX_ZYGOTES:
+                return
+            task = self._zygotes[key]
+            if task.done():
+                del self._zygotes[key]
+                if not task.cancelled() and task.exception() is None:
+                    await task.result().close()
+
+
+async def find_capabilities(folder: Path) -> Capabilities:
+    """Try views on this host, in processes of their own."""
+    if sys.platform != "linux":
+        return Capabilities(False, problem=f"{sys.platform} has no mount namespaces")
+    script = Path(__file__).with_name("view.py")
+    problem = ""
+    for mode in ("root+pids", "root", "user") if os.getuid() == 0 else ("user",):
+        place = folder / f"probe-{mode}"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", str(script), str(place), mode,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        stdout, stderr = await process.communicate()
+        await asyncio.to_thread(remove_overlay_tree, place)
+        problem = json.loads(stdout) if stdout else stderr.decode("utf-8", "replace")[-300:]
+        if not problem:
+            return Capabilities(True, user_namespace=mode == "user", own_pids="pids" in mode)
+    return Capabilities(False, problem=problem)
+
+
+def remove_overlay_tree(folder: Path) -> None:
+    """Delete a folder that holds work folders of overlays, which nobody may list."""
+    for work in folder.glob("work/*/work"):
+        with contextlib.suppress(OSError):
+            work.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shown(target: str, binds: Sequence[Bind]) -> bool:
+    return any(target == bind.target or target.startswith(bind.target + "/") for bind in binds)
+
+
+def _zygote_env(image: HostImage | None, binds: Sequence[Bind], has_views: bool) -> dict[str, str]:
+    if image is None:
+        return {"PATH": os.environ.get("PATH", os.defpath)}
+    env = {**image.env, "MODAL_IS_REMOTE": "1", "PYTHONUNBUFFERED": "1"}
+    sources = {
+        bind.target: bind.target if has_views else str(bind.source) for bind in binds if bind.target in OF_ZYGOTE
+    }
+    paths = [sources.get(PACKAGES_TARGET), "/root" if has_views else None, sources.get(SITE_TARGET)]
+    if not has_views:
+        paths += [*image.host_path, sources.get(DEPENDENCIES_TARGET)]
+    env["PYTHONPATH"] = ":".join(path for path in paths if path)
+    return env
