@@ -92,7 +92,7 @@ async def storage_server(root: Path, monkeypatch, *, public_host: str = "127.0.0
     try:
         yield StorageServer(volumes, blobs, files, database, client, f"http://127.0.0.1:{port}", http_port, root)
     finally:
-        await client._close.aio()
+        await client.close.aio()
         await server.stop(None)
         await gateway.stop()
         await volumes.close()
