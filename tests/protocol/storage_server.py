@@ -11,6 +11,8 @@ from modal_proto import api_pb2
 
 from aeolian.control.blobs import Blobs
 from aeolian.control.signed_urls import SignedUrls, load_key
+from aeolian.control.volume_commits import VolumeCommits
+from aeolian.control.volume_contents import VolumeContents
 from aeolian.control.volumes import Volumes
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import SystemClock
@@ -55,6 +57,8 @@ class MountFileRpcs:
 @dataclass
 class StorageServer:
     volumes: Volumes
+    contents: VolumeContents
+    commits: VolumeCommits
     blobs: Blobs
     files: VolumeFiles
     database: Database
@@ -73,9 +77,11 @@ async def storage_server(root: Path, monkeypatch, *, public_host: str = "127.0.0
     urls = SignedUrls(load_key(root / "keys"), "http://later", clock)
     blobs = Blobs(FileBlobStore(root / "blobs"), urls)
     files, content = VolumeFiles(root / "volumes/content"), ContentStore(root / "content")
-    volumes = Volumes(database, clock, FixedEnvironments(), files, content, urls)
+    volumes = Volumes(database, clock, FixedEnvironments())
+    contents = VolumeContents(database, clock, files, content, urls)
+    commits = VolumeCommits(database, clock, files)
     await volumes.open()
-    gateway = Gateway([*BlobRoutes(blobs).routes(), *VolumeRoutes(volumes).routes()])
+    gateway = Gateway([*BlobRoutes(blobs).routes(), *VolumeRoutes(contents).routes()])
     http_port = await gateway.start_tcp("127.0.0.1")
     urls.base_url = f"http://{public_host}:{http_port}"
 
@@ -83,14 +89,16 @@ async def storage_server(root: Path, monkeypatch, *, public_host: str = "127.0.0
         return Caller("local", token_id="ak-test", idempotency_key=str(fields.get("x-idempotency-key", "")))
 
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 128 << 20)])
-    resources = [BlobRpcs(blobs), VolumeRpcs(volumes), MountFileRpcs(content, blobs)]
+    resources = [BlobRpcs(blobs), VolumeRpcs(volumes, contents), MountFileRpcs(content, blobs)]
     server.add_generic_rpc_handlers([ModalService(resources, authenticate, open_methods=frozenset())])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     monkeypatch.setenv("MODAL_SERVER_URL", f"http://127.0.0.1:{port}")
     client = await modal.Client.from_credentials.aio("ak-test", "as-test")
     try:
-        yield StorageServer(volumes, blobs, files, database, client, f"http://127.0.0.1:{port}", http_port, root)
+        yield StorageServer(
+            volumes, contents, commits, blobs, files, database, client, f"http://127.0.0.1:{port}", http_port, root
+        )
     finally:
         await client.close.aio()
         await server.stop(None)

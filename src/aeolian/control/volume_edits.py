@@ -3,7 +3,8 @@
 An edit that changes nothing leaves the version as it is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import msgspec
 from sqlalchemy.engine import Connection
@@ -11,13 +12,36 @@ from sqlalchemy.engine import Connection
 from aeolian.domain.errors import AlreadyExists, InvalidArgument, NotFound
 from aeolian.domain.volumes import EntryKind, Removal, VolumeChanges, VolumeEntry, ancestors, clean_path, parent_of
 from aeolian.storage import volumes as storage
+from aeolian.storage.database import Database
 from aeolian.storage.volumes import Volume
 
+T = TypeVar("T")
 FOLDER_MODE = 0o755
 
 
-def apply_commit(connection: Connection, volume: Volume, changes: VolumeChanges, now_ns: int) -> int:
-    """A container's commit: what it removed goes, as far as it had seen it; what it wrote wins."""
+async def edit_volume(
+    database: Database, volume_id: str, edit: Callable[[Connection, Volume], T], once: str | None = None
+) -> T:
+    """Run one of the functions below in a write transaction. Raises NotFound when there is no such volume."""
+    return await database.write(lambda connection: edit(connection, existing_volume(connection, volume_id)), once=once)
+
+
+def existing_volume(connection: Connection, volume_id: str) -> Volume:
+    volume = storage.get_volume(connection, volume_id)
+    if volume is None:
+        raise no_such_volume(volume_id)
+    return volume
+
+
+def no_such_volume(volume_id: str) -> NotFound:
+    return NotFound(f"there is no Volume {volume_id!r}: it was deleted, or never was")
+
+
+def apply_commit(connection: Connection, volume: Volume, changes: VolumeChanges, now_ns: int) -> tuple[int, bool]:
+    """A container's commit: what it removed goes, as far as it had seen it; what it wrote wins.
+
+    Returns the volume's version, and whether it is this commit that made it.
+    """
     edit = _Edit(connection, volume, now_ns)
     seen = (changes.base_version, changes.own_versions)
     removed = storage.get_entries(connection, volume.volume_id, [removal.path for removal in changes.removals])
@@ -38,7 +62,7 @@ def apply_commit(connection: Connection, volume: Volume, changes: VolumeChanges,
             edit.changed += storage.remove_below(connection, volume.volume_id, path, edit.version)
         puts.append(entry)
     edit.put(puts, edit.missing_folders(wanted, existing, replace=True))
-    return edit.finish()
+    return edit.finish(), edit.changed > 0
 
 
 def put_files(

@@ -79,6 +79,13 @@ class VolumeChanges(msgspec.Struct, frozen=True):
         return not (self.removals or self.puts)
 
 
+class Committed(msgspec.Struct, frozen=True):
+    """The volume's version after a commit, and whether this commit made it (False: it changed nothing)."""
+
+    version: int
+    is_new: bool
+
+
 class Page(msgspec.Struct, frozen=True):
     """What a worker asks of the server: entries of a volume after a version and a path."""
 

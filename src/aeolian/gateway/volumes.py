@@ -1,14 +1,14 @@
-"""Contents of Volumes over HTTP: the URLs that `control.volumes` signs."""
+"""Contents of Volumes over HTTP: the URLs that `control.volume_contents` signs."""
 
 from aiohttp import web
 
-from aeolian.control.volumes import Volumes
+from aeolian.control.volume_contents import VolumeContents
 from aeolian.gateway.send_file import send_file
 
 
 class VolumeRoutes:
-    def __init__(self, volumes: Volumes):
-        self._volumes = volumes
+    def __init__(self, contents: VolumeContents):
+        self._contents = contents
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -19,11 +19,11 @@ class VolumeRoutes:
     async def put_block(self, request: web.Request) -> web.Response:
         """The body of the answer is a receipt that clients give back; ours is empty, we look for the block itself."""
         content, index = request.match_info["content"], int(request.match_info["index"])
-        await self._volumes.receive_block(request.path, request.query, content, index, request.content.iter_any())
+        await self._contents.receive_block(request.path, request.query, content, index, request.content.iter_any())
         return web.Response()
 
     async def get_slice(self, request: web.Request) -> web.StreamResponse:
-        path, offset, length = self._volumes.download(
+        path, offset, length = self._contents.download(
             request.method, request.path, request.query, request.match_info["content"]
         )
         return await send_file(request, path, offset=offset, length=length)

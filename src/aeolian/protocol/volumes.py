@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
-from aeolian.control.volumes import BlockFile, StoredFile, Volumes
+from aeolian.control.volume_contents import BlockFile, StoredFile, VolumeContents
+from aeolian.control.volumes import Volumes
 from aeolian.domain.caller import Caller
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument
 from aeolian.domain.volumes import EntryKind, VolumeEntry
@@ -27,8 +28,9 @@ DEFAULT_MODE = 0o644
 
 
 class VolumeRpcs:
-    def __init__(self, volumes: Volumes):
+    def __init__(self, volumes: Volumes, contents: VolumeContents):
         self._volumes = volumes
+        self._contents = contents
 
     async def VolumeGetOrCreate(
         self, request: api_pb2.VolumeGetOrCreateRequest, caller: Caller
@@ -117,7 +119,7 @@ class VolumeRpcs:
 
     async def _list(self, request) -> AsyncIterator[list[api_pb2.FileEntry]]:
         max_entries = request.max_entries if request.HasField("max_entries") else None
-        async for entries in self._volumes.list_files(
+        async for entries in self._contents.list_files(
             request.volume_id, request.path, recursive=request.recursive, max_entries=max_entries
         ):
             yield [_file_entry(entry) for entry in entries]
@@ -125,7 +127,7 @@ class VolumeRpcs:
     async def VolumePutFiles(self, request: api_pb2.VolumePutFilesRequest, caller: Caller) -> Empty:
         files = [StoredFile(file.filename, _mode(file), file.sha256_hex) for file in request.files]
         overwrite = not request.disallow_overwrite_existing_files
-        await self._volumes.put_stored_files(
+        await self._contents.put_stored_files(
             request.volume_id, files, overwrite=overwrite, once=caller.once("VolumePutFiles")
         )
         return Empty()
@@ -138,7 +140,7 @@ class VolumeRpcs:
             for file in request.files
         ]
         overwrite = not request.disallow_overwrite_existing_files
-        missing = await self._volumes.put_block_files(
+        missing = await self._contents.put_block_files(
             request.volume_id, files, overwrite=overwrite, once=caller.once("VolumePutFiles2")
         )
         return api_pb2.VolumePutFiles2Response(
@@ -154,7 +156,7 @@ class VolumeRpcs:
         self, request: api_pb2.VolumeGetFile2Request, caller: Caller
     ) -> api_pb2.VolumeGetFile2Response:
         # Every part is sent in full, so clients with and without `client_pads_blocks` are served alike.
-        slices = await self._volumes.slices(request.volume_id, request.path, request.start, request.len)
+        slices = await self._contents.slices(request.volume_id, request.path, request.start, request.len)
         return api_pb2.VolumeGetFile2Response(
             get_urls=slices.urls, size=slices.size_bytes, start=slices.start, len=slices.length
         )
@@ -166,7 +168,7 @@ class VolumeRpcs:
         return await self._remove(request, caller, "VolumeRemoveFile2")
 
     async def _remove(self, request, caller: Caller, method: str) -> Empty:
-        await self._volumes.remove(
+        await self._contents.remove(
             request.volume_id, request.path, recursive=request.recursive, once=caller.once(method)
         )
         return Empty()
@@ -178,7 +180,7 @@ class VolumeRpcs:
         return await self._copy(request, caller, "VolumeCopyFiles2")
 
     async def _copy(self, request, caller: Caller, method: str) -> Empty:
-        await self._volumes.copy(
+        await self._contents.copy(
             request.volume_id,
             list(request.src_paths),
             request.dst_path,
