@@ -86,21 +86,6 @@ class Committed(msgspec.Struct, frozen=True):
     is_new: bool
 
 
-class Page(msgspec.Struct, frozen=True):
-    """What a worker asks of the server: entries of a volume after a version and a path."""
-
-    volume_id: str
-    since: int = 0
-    after: str = ""
-
-
-class VolumeCommitMessage(msgspec.Struct, frozen=True):
-    """A commit on its way from a worker to the server."""
-
-    volume_id: str
-    changes: VolumeChanges
-
-
 def clean_path(path: str) -> str:
     """A client's path as a path below the volume's root ("" is the root itself).
 

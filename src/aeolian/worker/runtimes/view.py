@@ -29,7 +29,7 @@ COPIED_MAX_BYTES = 1 << 20
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 32, 4096, 16384, 1 << 18, 1 << 19
 MNT_DETACH = 2
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
 
@@ -71,7 +71,8 @@ def enter_namespaces(user_namespace):
         for path, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{path}", "w") as stream:
                 stream.write(text)
-    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    # What the host mounts and shares later (volumes) appears here, too; nothing goes the other way.
+    mount("none", "/", flags=MS_REC | MS_SLAVE)
 
 
 def enter(view, host="", keep_host=False, own_pids=False):
