@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -95,7 +96,7 @@ async def node(tmp_path, request, monkeypatch):
         node.is_away = False
         await node.worker.close()
         await node.database.close()
-        assert str(tmp_path) not in open("/proc/self/mountinfo").read()
+        assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
 async def test_what_a_container_writes_is_committed_and_seen_by_the_next(node):
@@ -228,16 +229,15 @@ async def test_a_reload_is_refused_while_files_are_open_in_words_that_the_client
     one = await node.attach("ta-1", volume)
     (one / "a").write_bytes(b"1")
     code = f"import time; f = open({str(one / 'a')!r}); print('open', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
     try:
-        assert process.stdout is not None and process.stdout.readline() == b"open\n"
+        assert process.stdout is not None and await process.stdout.readline() == b"open\n"
         with pytest.raises(FailedPrecondition, match="there are open files preventing the operation"):
             await node.worker.reload("ta-1", volume)
         await node.worker.commit("ta-1", volume)
     finally:
         process.kill()
-        process.wait()
-        process.stdout.close()
+        await process.wait()
     await node.worker.reload("ta-1", volume)
 
 
@@ -264,7 +264,8 @@ async def test_background_commits_happen_by_themselves(node, monkeypatch):
     node.worker = WorkerVolumes(node.root, node.commits, overlays=node.overlays)
     await node.worker.open()
     volume = await node.volume()
-    one, two = await node.attach("ta-1", volume), await node.attach("ta-2", volume, allow_background_commits=False)
+    one = await node.attach("ta-1", volume)
+    two = await node.attach("ta-2", volume, allow_background_commits=False)
     (two / "b").write_bytes(b"2")
     (one / "a").write_bytes(b"1")
     for _ in range(200):
@@ -371,8 +372,7 @@ async def test_what_a_volume_cannot_hold_does_not_stop_a_commit(node):
     os.mkfifo(one / "pipe")
     (one / "a").write_bytes(b"1")
     await node.worker.commit("ta-1", volume)
-    with open(os.fsencode(one) + b"/b\xff", "wb"):
-        pass
+    Path(os.fsdecode(os.fsencode(one) + b"/b\xff")).touch()
     (one / "c").write_bytes(b"3")
     with pytest.raises(FailedPrecondition, match=r"b\\+xff"):
         await node.worker.commit("ta-1", volume)
@@ -510,7 +510,8 @@ async def test_a_namespace_copied_before_sees_the_mounts_that_come_later(tmp_pat
 @pytest.mark.slow
 async def test_ten_thousand_small_files_are_committed_within_seconds(node):
     volume = await node.volume()
-    one, two = await node.attach("ta-1", volume), await node.attach("ta-2", volume)
+    one = await node.attach("ta-1", volume)
+    await node.attach("ta-2", volume)
     for i in range(10_000):
         if i % 100 == 0:
             (one / f"d{i // 100}").mkdir()

@@ -59,7 +59,7 @@ class VolumeCommits:
         """Make sure that a directory exists (a mount's sub-path); returns the volume's version."""
         cleaned = clean_path(path)
         if not cleaned:
-            return (await self.get(volume_id)).version
+            return (await self._database.read(lambda c: existing_volume(c, volume_id))).version
         return await edit_volume(
             self._database, volume_id, lambda c, volume: edits.make_folder(c, volume, cleaned, self._now_ns())
         )

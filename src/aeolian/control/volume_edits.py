@@ -216,7 +216,9 @@ class _Edit:
             raise InvalidArgument(f"{source!r} and {target!r} are the same file")
         if is_folder and f"{target}/".startswith(f"{source}/" if source else ""):
             raise InvalidArgument(f"cannot copy the directory {source or '/'!r} into itself, {target!r}")
-        items = [entry, *storage.list_below(self.connection, self.volume_id, source)] if is_folder else [entry]
+        items = [] if entry is None else [entry]
+        if is_folder:
+            items += storage.list_below(self.connection, self.volume_id, source)
         copies = {}
         for item in items:
             path = target + item.path[len(source) :]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
+from functools import partial
 from typing import Protocol
 
 from sqlalchemy.engine import Connection
@@ -75,7 +76,7 @@ class Volumes:
         """Delete ephemeral volumes whose clients have fallen silent."""
         horizon = self._clock.now() - HEARTBEAT_TIMEOUT_S
         for volume_id in [volume_id for volume_id, at in self._heard_at.items() if at < horizon]:
-            await self._database.write(lambda connection, gone=volume_id: storage.delete_volume(connection, gone))
+            await self._database.write(partial(_delete, volume_id))
             self._heard_at.pop(volume_id, None)
 
     async def delete_owned_by(self, app_id: str) -> None:
@@ -181,7 +182,7 @@ class Volumes:
 
     async def delete(self, volume_id: str) -> None:
         """Delete the volume and all that is in it. Raises NotFound."""
-        if not await self._database.write(lambda connection: storage.delete_volume(connection, volume_id)):
+        if not await self._database.write(partial(_delete, volume_id)):
             raise no_such_volume(volume_id)
         self._heard_at.pop(volume_id, None)
 
@@ -212,6 +213,10 @@ class Volumes:
             created_at=self._last_created_at,
             created_by=caller.workspace,
         )
+
+
+def _delete(volume_id: str, connection: Connection) -> bool:
+    return storage.delete_volume(connection, volume_id)
 
 
 def _found(volume: Volume | None, name: str, environment_name: str) -> Volume:
