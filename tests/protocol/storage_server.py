@@ -69,7 +69,8 @@ class StorageServer:
 
 
 @contextlib.asynccontextmanager
-async def storage_server(root: Path, monkeypatch, *, public_host: str = "127.0.0.1"):
+async def storage_server(root: Path, monkeypatch, *, public_host: str = "127.0.0.1", volume_rpcs=VolumeRpcs):
+    """`volume_rpcs(volumes, contents)`: what answers the Volume RPCs."""
     clock = SystemClock()
     database = Database(f"sqlite:///{root}/test.db")
     metadata.create_all(database.engine)
@@ -89,7 +90,7 @@ async def storage_server(root: Path, monkeypatch, *, public_host: str = "127.0.0
         return Caller("local", token_id="ak-test", idempotency_key=str(fields.get("x-idempotency-key", "")))
 
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 128 << 20)])
-    resources = [BlobRpcs(blobs), VolumeRpcs(volumes, contents), MountFileRpcs(content, blobs)]
+    resources = [BlobRpcs(blobs), volume_rpcs(volumes, contents), MountFileRpcs(content, blobs)]
     server.add_generic_rpc_handlers([ModalService(resources, authenticate, open_methods=frozenset())])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
