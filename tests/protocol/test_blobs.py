@@ -5,7 +5,9 @@ import os
 
 import aiohttp
 import pytest
-from modal._utils import blob_utils
+from modal._utils import blob_utils, http_utils
+from modal._utils.grpc_utils import create_channel
+from modal_proto import api_grpc
 from storage_server import storage_server
 
 from aeolian.control import blobs as control
@@ -19,13 +21,12 @@ async def server(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-async def stub(server):
-    """The raw client of the SDK, on this event loop."""
-    from modal._utils.grpc_utils import create_channel
-    from modal_proto import api_grpc
-
+async def stub(server, monkeypatch):
+    """The raw client of the SDK, with its HTTP session, on this event loop."""
     channel = create_channel(server.grpc_url)
-    yield api_grpc.ModalClientStub(channel)
+    async with aiohttp.ClientSession() as session:
+        monkeypatch.setattr(http_utils.ClientSessionRegistry, "get_session", staticmethod(lambda: session))
+        yield api_grpc.ModalClientStub(channel)
     channel.close()
 
 

@@ -1,15 +1,22 @@
 """Volumes as the official client sees them."""
 
+import hashlib
 import io
 import os
 import time
 
+import aiohttp
 import modal
 import pytest
 from modal.exception import InvalidError, NotFoundError
 from storage_server import storage_server
 
+from aeolian.control import volumes as control
+from aeolian.control.volume_contents import BlockFile
+from aeolian.domain.caller import Caller
+from aeolian.domain.errors import InvalidArgument, NotFound
 from aeolian.domain.volumes import BLOCK_BYTES
+from aeolian.storage import volume_files
 
 
 @pytest.fixture
@@ -210,5 +217,66 @@ async def test_commit_outside_a_container_says_so(server):
 async def test_unknown_ids_and_bad_names_are_refused(server):
     with pytest.raises(NotFoundError, match="vo-nope"):
         await modal.Volume.from_id("vo-nope", client=server.client).hydrate.aio()
-    stub = server.client._stub
-    assert stub is not None
+    caller = Caller("local", token_id="ak-test")
+    for name in ("", "a/b", "ü", "x" * 65, "vo-0123456789012345678901"):
+        with pytest.raises(InvalidArgument, match="is not a name for a Volume"):
+            await server.volumes.create(name, "", caller)
+    with pytest.raises(InvalidArgument, match="version 3 does not exist"):
+        await server.volumes.create("x", "", caller, fs_version=3)
+
+
+async def test_an_ephemeral_volume_goes_when_its_client_falls_silent(server, monkeypatch):
+    caller = Caller("local", token_id="ak-test")
+    volume = await server.volumes.create_anonymous("", caller)
+    owned = await server.volumes.create_anonymous("", caller, app_id="ap-1")
+    await server.volumes.sweep()
+    await server.volumes.heartbeat(volume.volume_id)
+    monkeypatch.setattr(control, "HEARTBEAT_TIMEOUT_S", -1.0)
+    await server.volumes.sweep()
+    with pytest.raises(NotFound, match=volume.volume_id):
+        await server.volumes.heartbeat(volume.volume_id)
+    assert (await server.volumes.get(owned.volume_id)).kind == "owned"
+    await server.volumes.delete_owned_by("ap-1")
+    with pytest.raises(NotFound):
+        await server.volumes.get(owned.volume_id)
+
+
+async def test_content_that_no_volume_names_is_collected_after_a_day(server, monkeypatch):
+    volume = modal.Volume.from_name("x", create_if_missing=True, client=server.client)
+    await upload(volume, {"/a": b"kept", "/b": b"dropped"})
+    await volume.remove_file.aio("b")
+    assert await server.contents.collect() == 0
+    monkeypatch.setattr(volume_files, "UNUSED_LIFETIME_S", -60.0)
+    assert await server.contents.collect() == 1
+    assert await read(volume, "a") == b"kept"
+
+
+async def test_an_upload_cut_off_in_the_middle_goes_on_where_it_was(server):
+    """A block that arrived is not asked for again, one that broke off is."""
+    volume = await server.volumes.create("x", "", Caller("local", token_id="ak-test"))
+    blocks = [os.urandom(BLOCK_BYTES), os.urandom(1000)]
+    sha256s = [hashlib.sha256(block).digest() for block in blocks]
+    file = BlockFile("f", 0o644, BLOCK_BYTES + 1000, sha256s)
+
+    async def missing():
+        return await server.contents.put_block_files(volume.volume_id, [file], overwrite=False)
+
+    first, second = await missing()
+    async with aiohttp.ClientSession() as session:
+        for body, status in ((blocks[0][:-1], 400), (blocks[0], 200)):
+            async with session.put(first.put_url, data=body) as reply:
+                assert reply.status == status
+        [left] = await missing()
+        assert left.block_index == second.block_index == 1
+        async with session.put(left.put_url.replace("/1?", "/0?"), data=blocks[1]) as reply:
+            assert reply.status == 403
+        async with session.put(left.put_url, data=blocks[1]) as reply:
+            assert reply.status == 200
+    assert await missing() == []
+    slices = await server.contents.slices(volume.volume_id, "f", BLOCK_BYTES - 10, 20)
+    async with aiohttp.ClientSession() as session:
+        parts = []
+        for url in slices.urls:
+            async with session.get(url) as reply:
+                parts.append(await reply.read())
+    assert parts == [blocks[0][-10:], blocks[1][:10]]

@@ -5,15 +5,20 @@ Who refers to a blob (a call, an output) owns it, and deletes it or lets `collec
 """
 
 import asyncio
+import contextlib
+import logging
 import re
-from collections.abc import AsyncIterable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from aeolian.control.signed_urls import SignedUrls
+from aeolian.domain.clock import Clock
 from aeolian.domain.errors import InvalidArgument
 from aeolian.domain.ids import new_id
 from aeolian.storage.blobs import BlobStore
+
+log = logging.getLogger(__name__)
 
 SINGLE_UPLOAD_BYTES = 64 << 20
 """Up to this length a blob is uploaded by one PUT, where the client accepts the host."""
@@ -22,6 +27,10 @@ MAX_PARTS = 1000
 MAX_BLOB_BYTES = 1 << 40
 PLACEHOLDER_MD5 = bytes.fromhex("baadbaadbaadbaadbaadbaadbaadbaad")
 """What clients send instead of an MD5 for files over 1 GiB."""
+
+COLLECT_S = 3600.0
+UNOWNED_LIFETIME_S = 7 * 24 * 3600.0
+"""Blobs that nobody refers to are kept this long: as long as the results of calls."""
 
 
 class Upload(NamedTuple):
@@ -38,6 +47,29 @@ class Blobs:
     def __init__(self, store: BlobStore, urls: SignedUrls):
         self._store = store
         self._urls = urls
+        self._collector: asyncio.Task | None = None
+
+    async def open(self, clock: Clock, owned: Callable[[], Awaitable[Collection[str]]]) -> None:
+        """Start deleting, once an hour, old blobs that `owned()` (ids that anything refers to) does not name."""
+        self._collector = asyncio.create_task(self._collect_forever(clock, owned), name="blobs-collect")
+
+    async def close(self) -> None:
+        if self._collector is not None:
+            self._collector.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._collector
+
+    async def _collect_forever(self, clock: Clock, owned: Callable[[], Awaitable[Collection[str]]]) -> None:
+        while True:
+            await asyncio.sleep(COLLECT_S)
+            try:
+                # The age is looked at first: what is younger may be referred to a moment from now.
+                older_than = clock.now() - UNOWNED_LIFETIME_S
+                ids = frozenset(await owned())
+                if num_deleted := await self.collect(older_than, ids.__contains__):
+                    log.info("deleted %d blobs that nobody refers to", num_deleted)
+            except Exception:
+                log.exception("collecting blobs failed; the next turn tries again")
 
     def create(self, length: int, md5: bytes, sha256: bytes) -> Upload:
         """An id and URLs for a blob of that content. `md5` and `sha256` may be empty. Nothing is stored yet."""
