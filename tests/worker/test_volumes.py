@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -18,12 +19,12 @@ from aeolian.control.volumes import Volumes
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import SystemClock
 from aeolian.domain.containers import ContainerSpec, VolumeMountSpec
-from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfSpace, Unavailable
 from aeolian.domain.volumes import EntryKind, VolumeEntry
 from aeolian.protocol.worker_volumes import WorkerVolumeCalls
 from aeolian.storage.database import Database, metadata
 from aeolian.storage.volume_files import VolumeFiles
-from aeolian.worker import mounting
+from aeolian.worker import mounting, volume_changes
 from aeolian.worker import volumes as module
 from aeolian.worker.hooks.base import Start
 from aeolian.worker.hooks.volumes import VolumesHook
@@ -462,6 +463,55 @@ async def test_writers_that_never_pause_leave_no_torn_file(node):
                 num_checked += 1
         await asyncio.sleep(0.05)
     assert num_checked > 10
+
+
+async def test_a_large_file_is_committed_once_and_not_read_again_when_it_moves(node, monkeypatch):
+    monkeypatch.setattr(volume_changes, "REHASHED_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(volume_changes, "HELD_MAX_BYTES", 1 << 20)
+    volume = await node.volume()
+    one = await node.attach("ta-1", volume)
+    data = os.urandom(3 << 20)
+    (one / "big").write_bytes(data)
+    os.utime(one / "big", ns=(10**18, 10**18))
+    await node.worker.commit("ta-1", volume)
+    monkeypatch.setattr(VolumeFiles, "put_open_file", None)
+    (one / "big").rename(one / "moved")
+    (one / "moved").chmod(0o600)
+    await node.worker.commit("ta-1", volume)
+    assert await node.contents(volume) == {"moved": data}
+    assert (await node.listing(volume))["moved"].mode == 0o600
+
+
+async def test_a_worker_that_was_killed_leaves_nothing_behind(node):
+    volume = await node.volume()
+    one = await node.attach("ta-1", volume)
+    (one / "uncommitted").write_bytes(b"1")
+    node.worker._background.cancel()
+    killed, node.worker = node.worker, WorkerVolumes(node.root, node.commits, overlays=node.overlays)
+    await node.worker.open()
+    assert not one.exists()
+    assert all(list((node.root / "volumes" / name).iterdir()) == [] for name in ("mounts", "folders", "layers"))
+    assert os.listdir(await node.attach("ta-2", volume)) == []
+    for attachment in killed._attached["ta-1"].values():
+        attachment.tree.close()
+        attachment.close()
+
+
+async def test_a_full_disk_is_said_and_commits_nothing(node, monkeypatch):
+    volume = await node.volume()
+    one = await node.attach("ta-1", volume)
+    (one / "a").write_bytes(b"1")
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OutOfSpace, match="disk is full"):
+            await node.worker.commit("ta-1", volume)
+    assert await node.contents(volume) == {}
+    await node.worker.commit("ta-1", volume)
+    assert await node.contents(volume) == {"a": b"1"}
 
 
 async def test_the_hook_shows_a_volume_at_its_place_and_where_clients_look(node, tmp_path):

@@ -77,7 +77,7 @@ class FileBlobStore:
         self, blob_id: str, chunks: AsyncIterable[bytes], *, length: int, md5: bytes | None, sha256: bytes | None
     ) -> str:
         with self._temporary() as (descriptor, temporary):
-            digests = await receive(descriptor, chunks, offset=0, max_bytes=length)
+            digests = await receive(descriptor, chunks, offset=0, max_bytes=length, wants_sha256=sha256 is not None)
             check_length(digests.num_bytes, length)
             _check("MD5", digests.md5, md5)
             _check("SHA-256", digests.sha256, sha256)
@@ -89,7 +89,9 @@ class FileBlobStore:
     ) -> str:
         parts, md5s = self._upload_paths(blob_id)
         with _opened(parts) as descriptor:
-            digests = await receive(descriptor, chunks, offset=index * part_length, max_bytes=length)
+            digests = await receive(
+                descriptor, chunks, offset=index * part_length, max_bytes=length, wants_sha256=False
+            )
         check_length(digests.num_bytes, length)
         with _opened(md5s) as descriptor:
             os.pwrite(descriptor, digests.md5, index * PART_MD5_BYTES)

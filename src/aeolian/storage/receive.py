@@ -14,17 +14,27 @@ DISK_FULL = "the server's disk is full: free space in its data directory, then t
 
 
 class Digests(msgspec.Struct, frozen=True):
+    """What came. A digest that was not wanted is empty."""
+
     num_bytes: int
     md5: bytes
     sha256: bytes
 
 
-async def receive(descriptor: int, chunks: AsyncIterable[bytes], *, offset: int, max_bytes: int) -> Digests:
-    """Write `chunks` at `offset` of an open file; return what came.
+async def receive(
+    descriptor: int,
+    chunks: AsyncIterable[bytes],
+    *,
+    offset: int,
+    max_bytes: int,
+    wants_md5: bool = True,
+    wants_sha256: bool = True,
+) -> Digests:
+    """Write `chunks` at `offset` of an open file; return what came. Each digest costs as much as the writing.
 
     Raises PayloadTooLarge when more than `max_bytes` come, OutOfSpace when the disk is full.
     """
-    writer = _Writer(descriptor, offset)
+    writer = _Writer(descriptor, offset, wants_md5, wants_sha256)
     pieces: list[bytes] = []
     num_waiting = num_received = 0
     async for chunk in chunks:
@@ -40,7 +50,11 @@ async def receive(descriptor: int, chunks: AsyncIterable[bytes], *, offset: int,
         await asyncio.to_thread(writer.write, pieces)
     elif pieces:
         writer.write(pieces)
-    return Digests(num_received, writer.md5.digest(), writer.sha256.digest())
+    return Digests(
+        num_received,
+        writer.md5.digest() if writer.md5 else b"",
+        writer.sha256.digest() if writer.sha256 else b"",
+    )
 
 
 def disk_error(error: OSError) -> AeolianError | OSError:
@@ -54,15 +68,16 @@ def check_length(num_bytes: int, expected: int) -> None:
 
 
 class _Writer:
-    def __init__(self, descriptor: int, offset: int):
+    def __init__(self, descriptor: int, offset: int, wants_md5: bool, wants_sha256: bool):
         self._descriptor, self._offset = descriptor, offset
-        self.md5 = hashlib.md5(usedforsecurity=False)
-        self.sha256 = hashlib.sha256()
+        self.md5 = hashlib.md5(usedforsecurity=False) if wants_md5 else None
+        self.sha256 = hashlib.sha256() if wants_sha256 else None
 
     def write(self, pieces: list[bytes]) -> None:
         data = memoryview(b"".join(pieces))
-        self.md5.update(data)
-        self.sha256.update(data)
+        for digest in (self.md5, self.sha256):
+            if digest is not None:
+                digest.update(data)
         try:
             while data:
                 written = os.pwrite(self._descriptor, data, self._offset)

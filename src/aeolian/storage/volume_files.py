@@ -194,7 +194,7 @@ class VolumeFiles:
                 part, have_file = self._upload_paths(content)
                 with _opened(part) as descriptor:
                     os.ftruncate(descriptor, size_bytes)
-                    digests = await receive(descriptor, chunks, offset=offset, max_bytes=length)
+                    digests = await receive(descriptor, chunks, offset=offset, max_bytes=length, wants_md5=False)
                     _check_block(digests.sha256, sha256)
                     for start in range(digests.num_bytes, length, PIECE_BYTES):  # of an attempt that failed
                         _write(descriptor, ZEROS[: min(PIECE_BYTES, length - start)], offset + start)
@@ -203,7 +203,7 @@ class VolumeFiles:
 
     async def _receive_only_block(self, content: str, size: int, sha256: bytes, chunks: AsyncIterable[bytes]) -> None:
         with self._temporary() as (descriptor, temporary):
-            digests = await receive(descriptor, chunks, offset=0, max_bytes=size)
+            digests = await receive(descriptor, chunks, offset=0, max_bytes=size, wants_md5=False)
             _check_block(digests.sha256, sha256)
             if digests.num_bytes == size:
                 content = content_of_bytes(sha256.hex())

@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def share_mounts_of(folder: Path) -> None:
     """Make mounts below `folder` appear in the namespaces that were copied from this one before (as slaves)."""
-    if not os.path.ismount(folder):
+    if os.fsencode(folder) not in _targets():  # os.path.ismount does not see a folder bound to itself
         view.mount(folder, folder, flags=view.MS_BIND)
     view.mount("none", folder, flags=MS_SHARED)
 
@@ -51,9 +51,7 @@ def unmount(target: Path, *, detach: bool = False) -> bool:
 def unmount_below(folder: Path) -> None:
     """Detach what is mounted below `folder` (not on it): a predecessor was killed."""
     prefix = os.fsencode(folder) + b"/"
-    with open("/proc/self/mountinfo", "rb") as stream:
-        targets = [_unescaped(line.split(b" ")[4]) for line in stream]
-    for target in reversed(targets):
+    for target in reversed(_targets()):
         if target.startswith(prefix):
             _libc.umount2(target, view.MNT_DETACH)
 
@@ -71,6 +69,12 @@ def can_mount_overlays(folder: Path) -> bool:
         unmount(probe / "merged", detach=True)
         _remove_tree(probe)
     return True
+
+
+def _targets() -> list[bytes]:
+    """Where something is mounted, in the order of mounting."""
+    with open("/proc/self/mountinfo", "rb") as stream:
+        return [_unescaped(line.split(b" ")[4]) for line in stream]
 
 
 def _remove_tree(folder: Path) -> None:

@@ -20,6 +20,8 @@ COARSE_CLOCK_NS = 20_000_000
 """File times may tick as slowly as this: a file changed more recently may change again without its time moving."""
 REHASHED_MAX_BYTES = 64 << 20
 """Up to this size a file whose inode was touched is read again even where its size and time say it is the same."""
+HELD_MAX_BYTES = 64 << 20
+"""Up to this size writers of a file are kept waiting while it is read."""
 MAX_READS = 3
 F_SETSIG = 10
 
@@ -199,11 +201,13 @@ class _Reader:
                 after = os.fstat(descriptor)
                 if self._takes or (after.st_mtime_ns, after.st_size) == (seen.mtime_ns, size):
                     break
-            else:
-                seen = None if seen is None else seen._replace(size_bytes=size, inode=0)
-            assert seen is not None
+            else:  # written to all the time
+                if self._waits_for_writers:
+                    self.is_postponed = True
+                    return None
+                is_quiet = False
             entry = VolumeEntry(path, EntryKind.FILE, seen.mode, seen.mtime_ns, size, content)
-            return Known(entry, _proof(seen) if is_quiet and seen.inode else None)
+            return Known(entry, _proof(seen) if is_quiet else None)
 
     def _store(self, path: str, descriptor: int, seen: Seen) -> tuple[str, int]:
         if self._takes is None or os.fstat(descriptor).st_nlink > 1:
@@ -241,7 +245,8 @@ def _open_below(root: int, path: str):
 def _lease(descriptor: int):
     """Keep writers out while the file is read. Yields False when somebody has it open for writing already.
 
-    Who wants to write meanwhile waits until we are done (the kernel tells us by a signal that does nothing).
+    Who wants to write meanwhile waits until we are done (the kernel tells us by a signal that does nothing); for a
+    large file nobody should wait that long, and its times tell whether it was written to.
     """
     try:
         fcntl.fcntl(descriptor, F_SETSIG, signal.SIGURG)
@@ -249,7 +254,12 @@ def _lease(descriptor: int):
     except OSError as error:
         yield error.errno != errno.EAGAIN  # this file system has no leases: trust the file's times
         return
+    if os.fstat(descriptor).st_size > HELD_MAX_BYTES:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        yield True
+        return
     try:
         yield True
     finally:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        with contextlib.suppress(OSError):  # the kernel takes it away when somebody has waited for long
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
