@@ -530,28 +530,54 @@ async def test_the_hook_shows_a_volume_at_its_place_and_where_clients_look(node,
     assert not start.binds[0].source.exists()
 
 
-async def test_a_namespace_copied_before_sees_the_mounts_that_come_later(tmp_path, monkeypatch):
+async def test_a_container_of_an_older_namespace_sees_mounts_and_reloads_and_is_seen(tmp_path, monkeypatch):
+    """As the process runtime does it: a namespace copied before, a bind in another copy of that one."""
     if not can_mount(tmp_path):
         pytest.skip("overlays cannot be mounted here")
     node = Node(tmp_path, True)
     await node.worker.open()
     try:
         volume = await node.volume()
-        code = (
-            "import sys\n"
-            "from aeolian.worker.runtimes import view\n"
-            "view.enter_namespaces(False)\n"
-            "print('ready', flush=True)\n"
-            "print(open(sys.stdin.readline().strip()).read(), flush=True)\n"
-        )
+        (tmp_path / "data").mkdir()
+        code = f"""
+import sys
+from aeolian.worker.runtimes import view
+view.enter_namespaces(False)
+print("ready", flush=True)
+source = sys.stdin.readline().strip()
+view.unshare(view.CLONE_NEWNS)
+view.mount(source, {str(tmp_path / "data")!r}, flags=view.MS_BIND | view.MS_REC)
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+"""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
+        assert process.stdin is not None and process.stdout is not None
         assert await process.stdout.readline() == b"ready\n"
         source = await node.attach("ta-1", volume)
-        (source / "a").write_text("seen")
-        output, _ = await process.communicate(str(source / "a").encode() + b"\n")
-        assert output == b"seen\n"
+        process.stdin.write(f"{source}\n".encode())
+
+        async def in_container(line: str) -> None:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(line.replace("DATA", str(tmp_path / "data")).encode() + b"\n")
+            assert await process.stdout.readline() == b"done\n"
+
+        await in_container("open('DATA/a', 'w').write('of the container')")
+        assert os.listdir(tmp_path / "data") == []
+        await node.worker.commit("ta-1", volume)
+        assert await node.contents(volume) == {"a": b"of the container"}
+        (await node.attach("ta-2", volume) / "b").write_bytes(b"2")
+        await node.worker.commit("ta-2", volume)
+        await in_container("file = open('DATA/a')")
+        with pytest.raises(FailedPrecondition, match="there are open files"):
+            await node.worker.reload("ta-1", volume)
+        await in_container("file.close()")
+        await node.worker.reload("ta-1", volume)
+        await in_container("assert open('DATA/b').read() == '2'")
+        process.stdin.close()
+        await process.wait()
     finally:
         await node.worker.close()
         await node.database.close()

@@ -12,7 +12,11 @@ SHUTDOWN_S = 5.0
 
 
 class Gateway:
-    """Serves `routes` on a Unix socket (the front passes connections on) or, for tests and tools, over TCP."""
+    """Serves `routes` on a Unix socket (the front passes connections on) or, for tests and tools, over TCP.
+
+    Paths belong to the gateway's own address. What has a host name of its own (web endpoints) is told apart by the
+    Host header in a middleware between `answer_errors` and the routes, so that no path of theirs meets one of ours.
+    """
 
     def __init__(self, routes: Iterable[web.RouteDef]):
         # Bodies are streamed by the handlers, which know how much may come; what is read whole is small.
