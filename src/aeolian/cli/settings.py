@@ -1,0 +1,150 @@
+"""Settings of one `aeolian up`, and where things lie in its data directory.
+
+The supervisor writes them to `D/run/settings.json` (mode 0600: a database URL may hold a password); front, server
+and worker are started with `--config` naming that file. Nothing else is handed down by flag or environment.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from aeolian.domain.errors import InvalidArgument
+
+RuntimeChoice = Literal["auto", "gvisor", "native", "process"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every process of one `aeolian up` must agree on."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    """The address that the front's public sockets are bound to."""
+    grpc_port: int
+    """Public port of the gRPC face: what MODAL_SERVER_URL names."""
+    http_port: int
+    """Public port of the HTTP face: blobs, web endpoints."""
+    grpc_url: str
+    """How clients reach the gRPC face, `http://127.0.0.1:9900`."""
+    http_url: str
+    """How clients and containers reach the HTTP face; base of every blob URL. No slash at the end."""
+    runtime: RuntimeChoice = "auto"
+    database_url: str = ""
+    """SQLAlchemy URL; "" = SQLite at `D/aeolian.db`. Read `database` instead."""
+    tls_certificate: Path | None = None
+    """PEM chain with which the front ends TLS on both ports; None = plain HTTP."""
+    tls_key: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    workspace: str = "local"
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'aeolian.db'}"
+
+    @property
+    def content_dir(self) -> Path:
+        return self.data_dir / "content"
+
+    @property
+    def blobs_dir(self) -> Path:
+        return self.data_dir / "blobs"
+
+    @property
+    def images_dir(self) -> Path:
+        return self.data_dir / "images"
+
+    @property
+    def layers_dir(self) -> Path:
+        return self.data_dir / "layers"
+
+    @property
+    def volumes_dir(self) -> Path:
+        return self.data_dir / "volumes"
+
+    @property
+    def sdk_dir(self) -> Path:
+        return self.data_dir / "sdk"
+
+    @property
+    def runtime_dir(self) -> Path:
+        return self.data_dir / "runtime"
+
+    @property
+    def keys_dir(self) -> Path:
+        """Keys and tokens, files of mode 0600."""
+        return self.data_dir / "keys"
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets, lock and this file; mode 0700. Nothing in it outlives a reboot usefully."""
+        return self.data_dir / "run"
+
+    @property
+    def grpc_socket(self) -> Path:
+        """The server's ModalClient service, behind the front."""
+        return self.run_dir / "grpc.sock"
+
+    @property
+    def http_socket(self) -> Path:
+        """The server's gateway, behind the front."""
+        return self.run_dir / "http.sock"
+
+    @property
+    def worker_socket(self) -> Path:
+        """Where workers on this machine dial the server."""
+        return self.run_dir / "worker.sock"
+
+    @property
+    def path(self) -> Path:
+        return settings_path(self.data_dir)
+
+
+def settings_path(data_dir: Path) -> Path:
+    return data_dir / "run" / "settings.json"
+
+
+def create_folders(data_dir: Path) -> None:
+    """The data directory and what must be private in it. Raises InvalidArgument when it cannot be had."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("run", "keys"):
+            (data_dir / name).mkdir(mode=0o700, exist_ok=True)
+            os.chmod(data_dir / name, 0o700)
+    except OSError as error:
+        raise InvalidArgument(
+            f"the data directory {data_dir} cannot be used: {error.strerror or error}. "
+            "Name one that you may write to with --data-dir"
+        ) from error
+
+
+def save(settings: Settings) -> Path:
+    """Write `D/run/settings.json`, whole or not at all."""
+    path = settings.path
+    fresh = path.with_suffix(".new")
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        stream.write(msgspec.json.format(msgspec.json.encode(settings, enc_hook=_encode)))
+    fresh.replace(path)
+    return path
+
+
+def load(path: Path) -> Settings:
+    """Raises InvalidArgument that names the file and what is wrong in it."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Settings, dec_hook=_decode)
+    except OSError as error:
+        raise InvalidArgument(f"no settings at {path}: {error.strerror or error}") from error
+    except msgspec.MsgspecError as error:
+        raise InvalidArgument(f"{path} is not a settings file of this version of Aeolian: {error}") from error
+
+
+def _encode(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(type(value))
+
+
+def _decode(wanted: type, value: object) -> Path:
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(wanted)
