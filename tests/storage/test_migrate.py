@@ -1,0 +1,87 @@
+import os
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from aeolian.domain.errors import FailedPrecondition, InvalidArgument, Unavailable
+from aeolian.storage import migrate
+from aeolian.storage.database import make_engine
+from aeolian.storage.tables import metadata
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'x.db'}"
+        return
+    schema = f"test_{os.getpid()}"
+    server = request.getfixturevalue("postgresql_url")
+    engine = sa.create_engine(migrate.normalized(server))
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"CREATE SCHEMA {schema}"))
+    try:
+        yield sa.make_url(server).update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(False)
+    finally:
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"DROP SCHEMA {schema} CASCADE"))
+        engine.dispose()
+
+
+def test_the_migrated_schema_is_what_the_tables_declare(url):
+    migrate.upgrade(url)
+    engine = make_engine(migrate.normalized(url))
+    with engine.connect() as connection:
+        assert migrate.current_revision(connection) == migrate.head_revision()
+        assert sa.inspect(connection).has_table("apps")
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_upgrading_a_current_database_changes_nothing(url):
+    migrate.upgrade(url)
+    migrate.upgrade(url)
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    migrate.upgrade(url)
+    engine = make_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(FailedPrecondition, match=r"schema 9999.*newer version"):
+        migrate.upgrade(url)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://x/y"])
+def test_what_is_no_usable_url_is_refused(url):
+    with pytest.raises(InvalidArgument):
+        migrate.upgrade(url)
+
+
+def test_an_unreachable_database_says_so_without_its_password(tmp_path):
+    with pytest.raises(Unavailable, match="cannot be used"):
+        migrate.upgrade(f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.db'}")
+    assert "secret" not in migrate.shown("postgresql://user:secret@host/db")
+
+
+def test_a_revision_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    create_all = metadata.create_all
+
+    def create_then_fail(*args, **options):
+        create_all(*args, **options)
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(metadata, "create_all", create_then_fail)
+    with pytest.raises(RuntimeError):
+        migrate.upgrade(url)
+    engine = make_engine(url)
+    with engine.connect() as connection:
+        assert "apps" not in sa.inspect(connection).get_table_names()
+    engine.dispose()
+    monkeypatch.undo()
+    migrate.upgrade(url)
