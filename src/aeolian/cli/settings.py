@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from aeolian.domain.errors import InvalidArgument
+from aeolian.domain.errors import FailedPrecondition, InvalidArgument
 
 RuntimeChoice = Literal["auto", "gvisor", "native", "process"]
 
@@ -102,6 +102,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def settings_path(data_dir: Path) -> Path:
     return data_dir / "run" / "settings.json"
+
+
+def load_of(data_dir: Path) -> Settings:
+    """The settings of the `aeolian up` that runs on `data_dir`, or ran last. Raises FailedPrecondition."""
+    path = settings_path(data_dir.expanduser().absolute())
+    if not path.exists():
+        raise FailedPrecondition(
+            f"no Aeolian was started on {data_dir} yet: run `aeolian up --data-dir {data_dir}`, or name another --data-dir"
+        )
+    return load(path)
 
 
 def create_folders(data_dir: Path) -> None:

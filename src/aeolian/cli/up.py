@@ -1,0 +1,205 @@
+"""`aeolian up`: everything on one machine, in the foreground."""
+
+import asyncio
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+from aeolian import __version__
+from aeolian.cli import client_token, listening
+from aeolian.cli.data_lock import DataLock
+from aeolian.cli.front import tls_context
+from aeolian.cli.settings import RuntimeChoice, Settings, create_folders, save
+from aeolian.cli.supervisor import ChildSpec, Supervisor, end_leftovers
+from aeolian.cli.terminal import Terminal
+from aeolian.domain.errors import InvalidArgument
+
+READY_PROBE_S = 0.05
+SLOW_START_S = 15.0
+
+
+def prepare(
+    *,
+    data_dir: Path,
+    host: str,
+    grpc_port: int,
+    http_port: int,
+    runtime: RuntimeChoice,
+    database_url: str,
+    public_host: str,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    serve_network_without_tls: bool,
+    log_level: str,
+) -> tuple[Settings, DataLock, socket.socket, socket.socket]:
+    """Check everything that can be wrong, take the data directory and the ports; nothing runs yet.
+
+    Raises what says what is wrong (an AeolianError), having changed nothing that a next try minds.
+    """
+    if (tls_certificate is None) != (tls_key is None):
+        raise InvalidArgument("--tls-certificate and --tls-key belong together: give both or neither")
+    listening.check_plaintext(host, has_tls=tls_certificate is not None, is_allowed=serve_network_without_tls)
+    data_dir = data_dir.expanduser().absolute()
+    create_folders(data_dir)
+    lock = DataLock(data_dir / "run")
+    lock.acquire()
+    try:
+        grpc = listening.listen(host, grpc_port, "--grpc-port")
+        http = listening.listen(host, http_port, "--http-port")
+        scheme = "http" if tls_certificate is None else "https"
+        reached_at = public_host or listening.public_host(host)
+        settings = Settings(
+            data_dir=data_dir,
+            host=host,
+            grpc_port=grpc.getsockname()[1],
+            http_port=http.getsockname()[1],
+            grpc_url=f"{scheme}://{reached_at}:{grpc.getsockname()[1]}",
+            http_url=f"{scheme}://{reached_at}:{http.getsockname()[1]}",
+            runtime=runtime,
+            database_url=database_url,
+            tls_certificate=tls_certificate and tls_certificate.expanduser().absolute(),
+            tls_key=tls_key and tls_key.expanduser().absolute(),
+            log_level=log_level,  # type: ignore[arg-type]
+        )
+        tls_context(settings, ["h2"])
+        return settings, lock, grpc, http
+    except BaseException:
+        lock.release()
+        raise
+
+
+def processes(settings: Settings, grpc: socket.socket, http: socket.socket, drain_s: float) -> list[ChildSpec]:
+    """What `aeolian up` keeps running, in the order of starting; stopped from the last to the first.
+
+    The worker ends first, while the server still takes its outputs and logs.
+    """
+    config = str(settings.path)
+    python = (sys.executable, "-m")
+    sockets = ("--grpc-fd", str(grpc.fileno()), "--http-fd", str(http.fileno()))
+    return [
+        ChildSpec(
+            "front",
+            (*python, "aeolian.cli.front", "--config", config, *sockets),
+            pass_fds=(grpc.fileno(), http.fileno()),
+            stop_s=5,
+        ),
+        ChildSpec("server", (*python, "aeolian.cli.server", "--config", config), stop_s=15),
+        # The worker alone is asked, not killed, when the supervisor dies: it has containers to end.
+        ChildSpec(
+            "worker",
+            (*python, "aeolian.cli.worker", "--config", config),
+            death_signal=signal.SIGTERM,
+            stop_s=drain_s,
+        ),
+    ]
+
+
+async def supervise(settings: Settings, specs: list[ChildSpec], terminal: Terminal) -> None:
+    """Run until Ctrl-C or SIGTERM, then drain; a second one ends the drain. Raises GaveUp."""
+    record = settings.run_dir / "processes.json"
+    end_leftovers(record, terminal.say)
+    supervisor = Supervisor(specs, record, on_line=terminal.line, say=terminal.say)
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            terminal.say("ending everything at once")
+            supervisor.kill_now.set()
+        else:
+            terminal.say("stopping: what runs may finish (Ctrl-C again ends it at once)")
+            stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)
+    welcome = asyncio.ensure_future(_welcome(settings, terminal))
+    try:
+        await supervisor.run(stop)
+    finally:
+        welcome.cancel()
+        for path in (settings.grpc_socket, settings.http_socket, settings.worker_socket):
+            path.unlink(missing_ok=True)
+
+
+async def _welcome(settings: Settings, terminal: Terminal) -> None:
+    """Say where it listens, once it answers."""
+    try:
+        async with asyncio.timeout(SLOW_START_S):
+            await _until_it_answers(settings)
+    except TimeoutError:
+        terminal.say(f"the server is not ready after {SLOW_START_S:g} s; still waiting")
+        await _until_it_answers(settings)
+    rows = [
+        f"Aeolian {__version__} is ready.",
+        f"  clients    {settings.grpc_url}",
+        f"  web        {settings.http_url}",
+        f"  data       {settings.data_dir}",
+        "",
+        "Let the modal client use it, in another terminal:",
+        f"  aeolian connect --data-dir {settings.data_dir}",
+        "Ctrl-C stops it.",
+    ]
+    terminal.show("\n".join(["", *rows, ""]))
+
+
+async def _until_it_answers(settings: Settings) -> None:
+    for path in (settings.grpc_socket, settings.http_socket):
+        while True:
+            try:
+                _reader, writer = await asyncio.open_unix_connection(str(path))
+            except OSError:
+                await asyncio.sleep(READY_PROBE_S)
+                continue
+            writer.close()
+            break
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=9900, show_default=True, help="0 = any free port.")
+@click.option("--http-port", type=click.IntRange(0, 65535), default=9901, show_default=True, help="0 = any free port.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "gvisor", "native", "process"]),
+    default="auto",
+    show_default=True,
+    help="What containers run in; auto takes the best that this host offers (see `aeolian doctor`).",
+)
+@click.option("--database", "database_url", default="", metavar="URL", help="postgresql://…; default: SQLite.")
+@click.option("--public-host", default="", metavar="NAME", help="Name or address by which clients reach this machine.")
+@click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM file with the certificate chain.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file with its private key.")
+@click.option(
+    "--serve-network-without-tls",
+    is_flag=True,
+    help="Listen on a network address without TLS: tokens, code and data cross that network in the clear.",
+)
+@click.option(
+    "--drain-timeout",
+    "drain_s",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long running inputs may take to finish after Ctrl-C.",
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.pass_obj
+def up(data_dir: Path, drain_s: float, **options) -> None:
+    """Start Aeolian on this machine, in the foreground."""
+    settings, lock, grpc, http = prepare(data_dir=data_dir, **options)
+    terminal = Terminal(settings.data_dir / "logs")
+    try:
+        save(settings)
+        if client_token.ensure(settings):
+            terminal.say("made a token for clients (`aeolian token list` shows it, `aeolian connect` uses it)")
+        asyncio.run(supervise(settings, processes(settings, grpc, http, drain_s), terminal))
+        terminal.say("stopped")
+    finally:
+        terminal.close()
+        grpc.close()
+        http.close()
+        lock.release()
