@@ -92,7 +92,8 @@ class Tickets:
         return f"e30.{_b64(call_id.encode())}.{self._mac(call_id)}"
 
     def of_input(self, call_id: str, idx: int) -> str:
-        return f"e30.{_b64(b'{"idx":%d}' % idx)}.{self._mac(f'{call_id}:{idx}')}"
+        payload = _b64(b'{"idx":%d}' % idx)
+        return f"e30.{payload}.{self._mac(f'{call_id}:{idx}')}"
 
     def read_call(self, ticket: str) -> str:
         call_id = _payload(ticket).decode(errors="replace")

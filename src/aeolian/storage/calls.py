@@ -50,7 +50,6 @@ inputs = sa.Table(
     sa.Column("idx", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.Column("retry_count", sa.Integer, nullable=False),
-    sa.Column("losses", sa.Integer, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("due_at", sa.Float, nullable=False),
 )
@@ -87,6 +86,11 @@ _expire_call = calls.update().where(calls.c.call_id == sa.bindparam("id")).value
 _cancel_call = calls.update().where(calls.c.call_id == sa.bindparam("id")).values(is_cancelled=True)
 _put_input = inputs.insert()
 _drop_input = inputs.delete().where(inputs.c.call_id == sa.bindparam("id"), inputs.c.idx == sa.bindparam("n"))
+_update_input = (
+    inputs.update()
+    .where(inputs.c.call_id == sa.bindparam("id"), inputs.c.idx == sa.bindparam("n"))
+    .values(retry_count=sa.bindparam("retries"), due_at=sa.bindparam("due"))
+)
 _put_output = outputs.insert()
 _drop_output = outputs.delete().where(outputs.c.call_id == sa.bindparam("id"), outputs.c.idx == sa.bindparam("n"))
 
@@ -100,6 +104,8 @@ class CallWrites:
     cancelled: list[str] = field(default_factory=list)
     dropped_inputs: set[tuple[str, int]] = field(default_factory=set)
     inputs: dict[tuple[str, int], dict] = field(default_factory=dict)
+    updated_inputs: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict)
+    """(retry count, due time)"""
     dropped_outputs: set[tuple[str, int]] = field(default_factory=set)
     outputs: dict[tuple[str, int], dict] = field(default_factory=dict)
 
@@ -115,7 +121,15 @@ class CallWrites:
         key = (output["call_id"], output["idx"])
         if self.inputs.pop(key, None) is None:
             self.dropped_inputs.add(key)
+            self.updated_inputs.pop(key, None)
         self.outputs[key] = output
+
+    def update_input(self, key: tuple[str, int], retry_count: int, due_at: float) -> None:
+        """An unfinished input is tried again."""
+        if (row := self.inputs.get(key)) is not None:
+            row["retry_count"], row["due_at"] = retry_count, due_at
+        else:
+            self.updated_inputs[key] = (retry_count, due_at)
 
     def reopen_input(self, row: dict) -> None:
         """A finished input is tried again: its output goes."""
@@ -134,6 +148,9 @@ class CallWrites:
             run(_drop_input, [{"id": call_id, "n": idx} for call_id, idx in self.dropped_inputs])
         if self.inputs:
             run(_put_input, list(self.inputs.values()))
+        if self.updated_inputs:
+            changed = self.updated_inputs.items()
+            run(_update_input, [{"id": key[0], "n": key[1], "retries": n, "due": at} for key, (n, at) in changed])
         if self.outputs:
             run(_put_output, list(self.outputs.values()))
         if self.cancelled:
@@ -305,11 +322,9 @@ def chunks_after(connection: Connection, call_id: str, direction: int, idx: int,
     return list(connection.execute(query.order_by(chunks.c.idx).limit(limit)))
 
 
-def all_payloads(connection: Connection) -> Iterable[bytes]:
-    """Payloads and outputs that still exist, for those who collect blobs."""
+def unfinished_payloads(connection: Connection) -> Iterable[bytes]:
+    """Payloads of inputs that are still to be run: their blobs are needed."""
     yield from connection.execute(sa.select(inputs.c.payload)).scalars()
-    yield from connection.execute(sa.select(outputs.c.item)).scalars()
-    yield from connection.execute(sa.select(chunks.c.chunk)).scalars()
 
 
 def _portions(items: Sequence, size: int = 500) -> Iterable[Sequence]:

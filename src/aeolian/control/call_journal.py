@@ -1,0 +1,123 @@
+"""Group commit of calls: what happens while a transaction is being committed shares the next one.
+
+::
+
+    request --> batch (in memory) --> one transaction --> requests answered, outputs visible
+                  ^ everything that comes meanwhile waits in the next batch
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from aeolian.domain.errors import AeolianError, OutOfSpace, Unavailable
+from aeolian.storage.calls import CallWrites
+from aeolian.storage.database import Database
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+
+
+class _Batch:
+    def __init__(self) -> None:
+        self.writes = CallWrites()
+        self.requests: list[tuple[asyncio.Future, Callable[[], None]]] = []
+        """Who waits for an acknowledgement, and what takes the request back when it cannot be stored."""
+        self.after: list[Callable[[], None]] = []
+
+
+class CallJournal:
+    def __init__(self, database: Database):
+        self._database = database
+        self._batch: _Batch | None = None
+        self._flushing: asyncio.Task | None = None
+
+    @property
+    def writes(self) -> CallWrites:
+        """Put changes in here; they are committed soon, those of one event-loop step together."""
+        return self._current().writes
+
+    def after_commit(self, fn: Callable[[], None]) -> None:
+        """Call `fn` when what was written so far is durable. Calls keep their order."""
+        self._current().after.append(fn)
+
+    async def committed(self, undo: Callable[[], None]) -> None:
+        """Until what was written so far is durable. When it cannot be (the disk is full): `undo()`, then raise."""
+        future = asyncio.get_running_loop().create_future()
+        self._current().requests.append((future, undo))
+        await future
+
+    async def flush(self) -> None:
+        """Until nothing is left to commit."""
+        while self._flushing is not None and not self._flushing.done():
+            await asyncio.wait({self._flushing})
+
+    def _current(self) -> _Batch:
+        if self._batch is None:
+            self._batch = _Batch()
+            if self._flushing is None or self._flushing.done():
+                self._flushing = asyncio.get_running_loop().create_task(self._flush(), name="call-journal")
+        return self._batch
+
+    async def _flush(self) -> None:
+        while (batch := self._batch) is not None:
+            self._batch = None
+            try:
+                await self._database.write(batch.writes.apply)
+            except Exception as error:
+                await self._failed(batch, error)
+                continue
+            for fn in batch.after:
+                try:
+                    fn()
+                except Exception:
+                    log.exception("a committed change could not be made visible")
+            for future, _ in batch.requests:
+                if not future.done():
+                    future.set_result(None)
+
+    async def _failed(self, batch: _Batch, error: Exception) -> None:
+        """Refuse what clients asked for; keep what containers have done, and try to store it again."""
+        if not isinstance(error, AeolianError):
+            log.exception("calls could not be stored", exc_info=error)
+            error = Unavailable("the call could not be stored; see the server's log")
+        elif isinstance(error, OutOfSpace):
+            log.error("calls could not be stored: %s", error)
+        for future, undo in batch.requests:
+            try:
+                undo()
+            except Exception:
+                log.exception("a refused call could not be taken back")
+            if not future.done():
+                future.set_exception(error)
+        writes = batch.writes
+        writes.calls, writes.inputs = [], {}
+        writes.dropped_outputs |= writes.outputs.keys()  # in case a part of it was stored after all
+        if writes.outputs or writes.expiries or writes.cancelled or writes.dropped_inputs or batch.after:
+            await asyncio.sleep(RETRY_S)
+            batch.requests = []
+            later, self._batch = self._batch, batch
+            if later is not None:
+                _merge(batch, later)
+        else:
+            await asyncio.sleep(0)
+
+
+def _merge(batch: _Batch, later: _Batch) -> None:
+    one, other = batch.writes, later.writes
+    one.calls += other.calls
+    one.expiries |= other.expiries
+    one.cancelled += other.cancelled
+    for key, row in other.outputs.items():
+        one.inputs.pop(key, None)
+        one.outputs[key] = row
+    for key in other.dropped_outputs:
+        if one.outputs.pop(key, None) is None:
+            one.dropped_outputs.add(key)
+    one.outputs |= other.outputs
+    one.dropped_inputs |= other.dropped_inputs
+    one.inputs |= other.inputs
+    one.updated_inputs |= other.updated_inputs
+    batch.after += later.after
+    batch.requests += later.requests
