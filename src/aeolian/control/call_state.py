@@ -29,8 +29,8 @@ class Input:
 
     __slots__ = (
         "call",
-        "created_at",
         "crashes",
+        "created_at",
         "due_at",
         "finished",
         "idx",

@@ -173,6 +173,7 @@ class Calls:
             created_at=self._clock.now(),
         )
         self._calls[call_id] = call
+        self._idle[call_id] = self._clock.monotonic()
         self._journal.writes.calls.append(_row_of(call))
         await self._take(call, inputs)
         return call

@@ -34,6 +34,9 @@ class ContainerReport(msgspec.Struct, frozen=True):
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
     worker_id: str
+    """Stable: a worker that starts again on the same data directory has the same."""
+    life: str
+    """New with each start of the worker: log deliveries are counted within it."""
     runtimes: tuple[str, ...]
     milli_cpu: int
     memory_mb: int
@@ -61,6 +64,13 @@ class WantInputs(msgspec.Struct, frozen=True, tag="want"):
     seq: int
     max_items: int = 1
     linger_ms: int = 0
+
+
+class ReturnInputs(msgspec.Struct, frozen=True, tag="return"):
+    """Inputs that were assigned ahead and would wait too long for their container: give them to another one."""
+
+    task_id: str
+    held: tuple[HeldInput, ...]
 
 
 class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
@@ -102,7 +112,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
     at: float
 
 
-Event = Union[Hello, ContainerChanged, WantInputs, Outputs, Logs, ImageBuilt, Heartbeat]
+Event = Union[Hello, ContainerChanged, WantInputs, ReturnInputs, Outputs, Logs, ImageBuilt, Heartbeat]
 
 # ---- commands: server -> worker -------------------------------------------------------------------------
 
@@ -130,7 +140,10 @@ class StopContainer(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class AssignInputs(msgspec.Struct, frozen=True, tag="assign"):
-    """The answer to `WantInputs(seq)`: serialized FunctionGetInputsItem messages with their ids."""
+    """The answer to `WantInputs(seq)`: serialized FunctionGetInputsItem messages with their ids.
+
+    There may be more than were wanted: the worker keeps those for the container's next requests.
+    """
 
     task_id: str
     seq: int

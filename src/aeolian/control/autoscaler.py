@@ -1,0 +1,79 @@
+"""How many containers a pool should have: a pure function of what is known of it.
+
+A container costs time to start and, on one machine, takes its share of the cores from the others. So the first
+ones, up to the number of cores, start as soon as there is an input without a container; more follow only when
+the queue would take longer than a start, judged by how long inputs take (or have been taking), and each time at most
+as many again as there are: short inputs never start a crowd, long waiting ones soon do.
+"""
+
+import math
+from typing import NamedTuple
+
+
+class PoolView(NamedTuple):
+    num_queued: int
+    num_running_inputs: int
+    slots: int
+    """Inputs that one container should work on at a time."""
+    num_starting: int
+    num_ready: int
+    """Containers that take inputs."""
+    idle: tuple[tuple[str, float], ...]
+    """Containers with nothing to do: (task id, since when), the longest idle first."""
+    input_s: float
+    """How long an input takes: the larger of the average and the age of the oldest running one."""
+    start_s: float
+    """How long a container takes to start."""
+    min_containers: int
+    max_containers: int
+    """0 = no limit."""
+    buffer_containers: int
+    scaledown_window_s: float
+    may_start: bool = True
+    """False while starts are held back after failures."""
+
+
+class PoolPlan(NamedTuple):
+    start: int = 0
+    stop: tuple[str, ...] = ()
+
+
+def plan(pool: PoolView, now: float, num_cores: int) -> PoolPlan:
+    existing = pool.num_starting + pool.num_ready
+    return PoolPlan(_num_to_start(pool, existing, num_cores), _to_stop(pool, existing, now))
+
+
+def _num_to_start(pool: PoolView, existing: int, num_cores: int) -> int:
+    if not pool.may_start:
+        return 0
+    waiting = max(0, pool.num_queued - pool.num_starting * pool.slots)
+    wanted = 0
+    if waiting:
+        needed = math.ceil(waiting / pool.slots)
+        wanted = min(needed, max(0, num_cores - existing))
+        queue_s = waiting * pool.input_s / (max(1, existing) * pool.slots)
+        if needed > wanted and (existing == 0 or queue_s > pool.start_s):
+            wanted = min(needed, max(wanted, existing, num_cores))
+    floor = pool.min_containers
+    if pool.buffer_containers and (pool.num_queued or pool.num_running_inputs):
+        busy = math.ceil((pool.num_queued + pool.num_running_inputs) / pool.slots)
+        floor = max(floor, busy + pool.buffer_containers)
+    wanted = max(wanted, floor - existing)
+    if pool.max_containers:
+        wanted = min(wanted, pool.max_containers - existing)
+    return max(0, wanted)
+
+
+def _to_stop(pool: PoolView, existing: int, now: float) -> tuple[str, ...]:
+    if pool.num_queued:
+        return ()
+    floor = pool.min_containers
+    if pool.buffer_containers and pool.num_running_inputs:
+        floor += pool.buffer_containers + math.ceil(pool.num_running_inputs / pool.slots)
+    spare = existing - floor
+    surplus = existing - pool.max_containers if pool.max_containers else 0
+    stop = []
+    for task_id, since in pool.idle:
+        if len(stop) < surplus or (len(stop) < spare and now - since >= pool.scaledown_window_s):
+            stop.append(task_id)
+    return tuple(stop)

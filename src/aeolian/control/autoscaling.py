@@ -1,0 +1,121 @@
+"""Watches the pools and carries out what the autoscaler plans for them."""
+
+import asyncio
+import logging
+
+from aeolian.control import autoscaler
+from aeolian.control.containers import Containers
+from aeolian.control.functions import Functions
+from aeolian.control.pools import Pool, Pools
+from aeolian.domain.clock import Clock
+from aeolian.domain.containers import ContainerState
+from aeolian.domain.errors import AeolianError
+from aeolian.domain.functions import AutoscalerSettings, PoolSettings
+
+log = logging.getLogger(__name__)
+
+BUSY_TICK_S = 0.1
+IDLE_TICK_S = 1.0
+UNKNOWN_INPUT_S = 0.05
+FORGET_POOL_S = 600.0
+
+
+class Autoscaling:
+    def __init__(self, clock: Clock, functions: Functions, pools: Pools, containers: Containers):
+        self._clock = clock
+        self._functions = functions
+        self._pools = pools
+        self._containers = containers
+        self._task: asyncio.Task | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._loop(), name="autoscaling")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _loop(self) -> None:
+        """Looks at a pool at once when something happened to it, and at all with a queue or idle containers by tick."""
+        while True:
+            busy = any(pool.num_queued for pool in self._pools.all())
+            try:
+                async with asyncio.timeout(BUSY_TICK_S if busy else IDLE_TICK_S):
+                    await self._pools.woken.wait()
+                touched = self._pools.unsettled
+            except TimeoutError:
+                touched = {pool.function_id for pool in self._pools.all()}
+            self._pools.woken.clear()
+            self._pools.unsettled = set()
+            for function_id in touched:
+                if (pool := self._pools.get(function_id)) is None:
+                    continue
+                try:
+                    self._settle(pool)
+                except Exception:
+                    log.exception("the pool of %s could not be scaled", function_id)
+
+    def _settle(self, pool: Pool) -> None:
+        settings = self._pools.settings(pool)
+        if settings is None:
+            if not pool.containers and not pool.num_queued:
+                self._pools.remove_pool(pool.function_id)
+            return
+        pool.head()  # drops finished entries
+        limits = self._limits(pool, settings)
+        plan = autoscaler.plan(self._view(pool, settings, limits), self._clock.monotonic(), self._containers.num_cores)
+        for task_id in plan.stop:
+            if (container := pool.containers.get(task_id)) is not None:
+                self._containers.stop_container(container, drain=True, reason="it was idle")
+        if plan.start:
+            started = self._containers.start(pool, settings, plan.start)
+            if started < plan.start and pool.num_queued:
+                self._containers.make_room(pool)
+        if not pool.containers and not pool.num_queued and not limits.min_containers:
+            if self._clock.monotonic() - pool.used_at > FORGET_POOL_S or pool.is_retired:
+                self._pools.remove_pool(pool.function_id)
+
+    def _limits(self, pool: Pool, settings: PoolSettings) -> AutoscalerSettings:
+        try:
+            limits = self._functions.autoscaler_settings(pool.function_id)
+        except AeolianError:
+            limits = AutoscalerSettings(
+                settings.min_containers,
+                settings.max_containers,
+                settings.buffer_containers,
+                scaledown_window_s=settings.scaledown_window_s,
+            )
+        if pool.is_retired:
+            return AutoscalerSettings(max_containers=limits.max_containers, scaledown_window_s=0.0)
+        return limits
+
+    def _view(self, pool: Pool, settings: PoolSettings, limits: AutoscalerSettings) -> autoscaler.PoolView:
+        now = self._clock.monotonic()
+        mine = [c for c in pool.containers.values() if c.revision == settings.revision or c.is_starting]
+        ready = [container for container in mine if container.takes_inputs]
+        oldest = min(
+            (item.started_at for container in ready for item in container.held.values()), default=self._clock.now()
+        )
+        running_s = self._clock.now() - oldest
+        slots = settings.target_concurrent_inputs
+        if settings.batch_max_size > 1:
+            slots = max(slots, settings.batch_max_size)
+        elif settings.max_inputs:
+            slots = min(slots, settings.max_inputs)
+        idle = sorted((c.idle_since, c.task_id) for c in ready if c.idle_since)
+        return autoscaler.PoolView(
+            num_queued=pool.num_queued,
+            num_running_inputs=sum(len(container.held) for container in pool.containers.values()),
+            slots=max(1, slots),
+            num_starting=sum(c.is_starting and c.state is not ContainerState.STOPPING for c in mine),
+            num_ready=len(ready),
+            idle=tuple((task_id, since) for since, task_id in idle),
+            input_s=max(pool.input_s if pool.input_s is not None else UNKNOWN_INPUT_S, running_s),
+            start_s=pool.start_s,
+            min_containers=limits.min_containers,
+            max_containers=limits.max_containers,
+            buffer_containers=limits.buffer_containers,
+            scaledown_window_s=limits.scaledown_window_s,
+            may_start=now >= pool.not_before and not (pool.is_retired and not pool.num_queued),
+        )

@@ -1,0 +1,96 @@
+"""A container as the server sees it."""
+
+from typing import NamedTuple
+
+from aeolian.control.call_state import Input
+from aeolian.domain.calls import InputKey
+from aeolian.domain.containers import TRANSITIONS, ContainerState, Resources
+
+
+class Want(NamedTuple):
+    """The container's open request for inputs."""
+
+    seq: int
+    max_items: int
+    linger_ms: int
+
+
+class Container:
+    __slots__ = (
+        "app_id",
+        "enqueued_at",
+        "environment_name",
+        "function_id",
+        "held",
+        "hooks",
+        "idle_since",
+        "image_id",
+        "is_last",
+        "max_inputs",
+        "num_given",
+        "resources",
+        "revision",
+        "sdk_version",
+        "started_at",
+        "state",
+        "stop_reason",
+        "stopping_since",
+        "task_id",
+        "want",
+        "worker_id",
+    )
+
+    def __init__(
+        self,
+        task_id: str,
+        *,
+        app_id: str,
+        function_id: str,
+        revision: str,
+        environment_name: str,
+        worker_id: str,
+        image_id: str,
+        sdk_version: str,
+        resources: Resources,
+        enqueued_at: float,
+        max_inputs: int = 0,
+    ):
+        self.task_id = task_id
+        self.app_id = app_id
+        self.function_id = function_id
+        self.revision = revision
+        self.environment_name = environment_name
+        self.worker_id = worker_id
+        self.image_id = image_id
+        self.sdk_version = sdk_version
+        self.resources = resources
+        self.enqueued_at = enqueued_at
+        self.max_inputs = max_inputs
+        self.state = ContainerState.PENDING
+        self.started_at = 0.0
+        """When it first asked for inputs."""
+        self.held: dict[InputKey, Input] = {}
+        self.want: Want | None = None
+        self.idle_since = 0.0
+        """Since when it waits for inputs with nothing to do; 0: it does not."""
+        self.num_given = 0
+        self.is_last = False
+        """It was given as many inputs as it may have."""
+        self.stopping_since = 0.0
+        self.stop_reason = ""
+        self.hooks: tuple = ()
+
+    @property
+    def is_starting(self) -> bool:
+        return self.state in (ContainerState.PENDING, ContainerState.STARTING)
+
+    @property
+    def takes_inputs(self) -> bool:
+        return self.state is ContainerState.RUNNING and not self.is_last
+
+    def move_to(self, state: ContainerState) -> bool:
+        """Whether that is a step; repetitions and steps back are none."""
+        if state not in TRANSITIONS[self.state]:
+            return False
+        self.state = state
+        return True

@@ -1,0 +1,595 @@
+"""Containers: started where the scheduler says, watched, and ended; what they held when they end is queued again.
+
+The worker owns the processes. The server knows of them by what the worker reports, and takes up its knowledge again
+when either of the two has started anew: a container outlives the server, but not its worker.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence, Set
+from typing import NamedTuple
+
+import msgspec
+from modal_proto import api_pb2
+
+from aeolian.control import scheduler
+from aeolian.control.apps import Apps
+from aeolian.control.calls import Calls
+from aeolian.control.container_specs import ContainerSpecs
+from aeolian.control.container_state import Container, Want
+from aeolian.control.functions import Functions
+from aeolian.control.logs import AppLogs
+from aeolian.control.pools import Pool, Pools
+from aeolian.control.workers import Worker, Workers
+from aeolian.domain.caller import Caller
+from aeolian.domain.clock import Clock
+from aeolian.domain.containers import ContainerSpec, ContainerState, ExitStatus, HookTiming, Resources
+from aeolian.domain.errors import AeolianError, NotFound, PermissionDenied, Unavailable
+from aeolian.domain.functions import PoolSettings
+from aeolian.domain.ids import new_id
+from aeolian.domain.link import (
+    CancelInputs,
+    ContainerChanged,
+    ContainerReport,
+    Hello,
+    StartContainer,
+    StopContainer,
+    WantInputs,
+    Welcome,
+)
+from aeolian.storage import containers as storage
+from aeolian.storage.database import Database
+
+log = logging.getLogger(__name__)
+
+WORKER_AWAY_S = 10.0
+"""A worker that is away for longer has lost its containers."""
+RECOVERY_S = 8.0
+"""After a start of the server: how long recovered inputs wait for the workers that may hold them."""
+MAX_START_FAILURES = 3
+BACKOFF_S = 2.0
+MAX_BACKOFF_S = 60.0
+STOP_WAIT_S = 45.0
+HISTORY_S = 7 * 24 * 3600.0
+SWEEP_S = 300.0
+
+Fail = api_pb2.GenericResult
+
+
+class FinishedContainer(NamedTuple):
+    """One that has ended, from the history."""
+
+    task_id: str
+    app_id: str
+    enqueued_at: float
+    started_at: float
+    finished_at: float
+    exit_code: int
+    reason: str
+
+
+class Containers:
+    """Implements `control.fleet.Fleet`."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        apps: Apps,
+        functions: Functions,
+        calls: Calls,
+        pools: Pools,
+        workers: Workers,
+        specs: ContainerSpecs,
+        logs: AppLogs,
+    ):
+        self._database = database
+        self._clock = clock
+        self._apps = apps
+        self._functions = functions
+        self._calls = calls
+        self._pools = pools
+        self._workers = workers
+        self._specs = specs
+        self._logs = logs
+        self._containers: dict[str, Container] = {}
+        self._gone: dict[str, asyncio.Event] = {}
+        self._recovered: list = []
+        self._lost_timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task] = set()
+        self._is_closed = False
+        apps.when_stopped.append(self._forget_app)
+
+    # ---- life of the service ----------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Take up what ran before: containers and unfinished inputs wait a moment for their workers."""
+        for row in await self._database.read(storage.unfinished):
+            container = Container(
+                row.task_id,
+                app_id=row.app_id,
+                function_id=row.function_id,
+                revision=row.revision,
+                environment_name=row.environment_name,
+                worker_id=row.worker_id,
+                image_id=row.image_id,
+                sdk_version=row.sdk_version,
+                resources=msgspec.msgpack.decode(row.resources, type=Resources),
+                enqueued_at=row.enqueued_at,
+            )
+            if self._functions.has(row.function_id):
+                container.max_inputs = self._functions.pool_settings(row.function_id).max_inputs
+            container.started_at = row.started_at
+            self._containers[row.task_id] = container
+            self._pools.add(container)
+        self._recovered = await self._calls.load()
+        loop = asyncio.get_running_loop()
+        for worker_id in {container.worker_id for container in self._containers.values()}:
+            self._lost_timers[worker_id] = loop.call_later(RECOVERY_S, self._worker_lost, worker_id)
+        loop.call_later(RECOVERY_S if self._containers else 0.0, self._queue_recovered)
+        self._behind(self._sweep_loop())
+
+    async def close(self) -> None:
+        self._is_closed = True
+        for timer in self._lost_timers.values():
+            timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- starting ---------------------------------------------------------------------------------------
+
+    def start(self, pool: Pool, settings: PoolSettings, count: int) -> int:
+        """Place and start up to `count` containers; returns how many found a place."""
+        started = 0
+        for _ in range(count):
+            views = self._views()
+            is_first = not any(
+                container.is_starting or container.takes_inputs for container in pool.containers.values()
+            )
+            worker_id = scheduler.place(settings.resources, views, is_first=is_first)
+            if worker_id is None:
+                if reason := scheduler.impossible(settings.resources, views):
+                    self._fail_queue(pool, f"Function '{settings.function_name}' cannot run here: {reason}")
+                break
+            container = Container(
+                new_id("container"),
+                app_id=settings.app_id,
+                function_id=settings.function_id,
+                revision=settings.revision,
+                environment_name=settings.environment_name,
+                worker_id=worker_id,
+                image_id=settings.image_id,
+                sdk_version=settings.sdk_version,
+                resources=settings.resources,
+                enqueued_at=self._clock.now(),
+                max_inputs=settings.max_inputs,
+            )
+            self._containers[container.task_id] = container
+            self._pools.add(container)
+            self._behind(self._start(container))
+            started += 1
+        return started
+
+    async def _start(self, container: Container) -> None:
+        try:
+            spec, settings = await self._specs.make(container.function_id, container.task_id)
+        except (AeolianError, KeyError) as error:
+            self._ended(container, ExitStatus(exit_code=1, reason=getattr(error, "message", str(error))), b"")
+            return
+        if container.state is not ContainerState.PENDING:
+            return
+        container.revision = settings.revision
+        self._send_start(container, spec)
+
+    def _send_start(self, container: Container, spec: ContainerSpec) -> None:
+        # The worker may start before this row is durable: a container that the next server does not know is ended.
+        self._database.append_nowait(
+            storage.insert,
+            [
+                {
+                    "task_id": container.task_id,
+                    "app_id": container.app_id,
+                    "function_id": container.function_id,
+                    "revision": container.revision,
+                    "environment_name": container.environment_name,
+                    "worker_id": container.worker_id,
+                    "image_id": container.image_id,
+                    "sdk_version": container.sdk_version,
+                    "resources": msgspec.msgpack.encode(container.resources),
+                    "enqueued_at": container.enqueued_at,
+                    "started_at": 0.0,
+                    "finished_at": 0.0,
+                    "exit_code": 0,
+                    "reason": "",
+                    "hooks": b"",
+                }
+            ],
+        ).add_done_callback(_ignore)
+        worker = self._workers.get(container.worker_id)
+        if worker is None or not worker.is_connected:
+            self._ended(container, ExitStatus(exit_code=0, reason="its worker went away before the start"), b"")
+            return
+        worker.send(StartContainer(spec))
+
+    def _views(self) -> list[scheduler.WorkerView]:
+        used: dict[str, list[int]] = {}
+        workers = self._workers.available()
+        sizes = {worker.worker_id: worker for worker in workers}
+        for container in self._containers.values():
+            if (worker := sizes.get(container.worker_id)) is None:
+                continue
+            sums = used.setdefault(container.worker_id, [0, 0, 0])
+            sums[0] += min(container.resources.milli_cpu, worker.milli_cpu)
+            sums[1] += min(container.resources.memory_mb, worker.memory_mb)
+            sums[2] += container.resources.gpu_count
+        return [
+            scheduler.WorkerView(
+                worker.worker_id,
+                worker.milli_cpu,
+                worker.memory_mb,
+                worker.num_gpus,
+                *used.get(worker.worker_id, [0, 0, 0]),
+            )
+            for worker in workers
+        ]
+
+    def make_room(self, for_pool: Pool) -> bool:
+        """End the container that has been idle longest in another pool. False: there is none."""
+        idle = [
+            container
+            for pool in self._pools.all()
+            if pool is not for_pool and (settings := self._pools.settings(pool)) is not None
+            if sum(other.takes_inputs for other in pool.containers.values()) > settings.min_containers
+            for container in pool.containers.values()
+            if container.idle_since and container.state is ContainerState.RUNNING
+        ]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda container: container.idle_since)
+        self.stop_container(oldest, drain=True, reason="others need its place")
+        return True
+
+    @property
+    def num_cores(self) -> int:
+        return max(1, sum(worker.milli_cpu for worker in self._workers.available()) // 1000)
+
+    # ---- what workers report ----------------------------------------------------------------------------
+
+    def worker_connected(self, worker: Worker, hello: Hello) -> None:
+        """A worker dialled in: compare what it holds with what we know."""
+        self._workers.connected(worker)
+        if (timer := self._lost_timers.pop(worker.worker_id, None)) is not None:
+            timer.cancel()
+        reported = {report.task_id: report for report in hello.containers}
+        unknown = [
+            task_id
+            for task_id in reported
+            if task_id not in self._containers or self._containers[task_id].worker_id != worker.worker_id
+        ]
+        worker.send(Welcome(tuple(unknown)))
+        for container in [c for c in self._containers.values() if c.worker_id == worker.worker_id]:
+            report = reported.get(container.task_id)
+            if report is not None:
+                self._reconcile(worker, container, report)
+            elif container.state is not ContainerState.PENDING or container.started_at:
+                self._ended(container, ExitStatus(exit_code=0, reason="its worker started anew"), b"")
+            elif container.enqueued_at < self._clock.now() - 1.0:
+                self._ended(container, ExitStatus(exit_code=0, reason="its worker never heard of it"), b"")
+        if self._recovered and not self._lost_timers:
+            self._queue_recovered()
+        for pool in self._pools.all():
+            self._pools.unsettle(pool.function_id)
+
+    def _reconcile(self, worker: Worker, container: Container, report: ContainerReport) -> None:
+        state = ContainerState(report.state)
+        if state is ContainerState.RUNNING and container.is_starting:
+            container.move_to(ContainerState.STARTING)
+        container.move_to(state)
+        before = self._pools_held(container)
+        container.held = {}
+        abandoned = []
+        for held in report.held:
+            item = self._calls.unfinished_input(held.input_id)
+            if item is None or item.retry_count != held.retry_count or item.task_id not in ("", container.task_id):
+                abandoned.append(held.input_id)
+                continue
+            before.pop(item.key, None)
+            self._pools.hold(container, item)
+        if abandoned:
+            worker.send(CancelInputs(container.task_id, tuple(abandoned)))
+        # Assigned by us, but never received there.
+        self._calls.container_lost(before.values(), None, "")
+        if container.state is ContainerState.STOPPING:
+            return
+        if report.wants is not None:
+            self.wants_inputs(report.wants)
+        else:
+            container.want = None
+        if not self._is_current(container):
+            self.stop_container(container, drain=True, reason="a newer version is deployed")
+
+    def _pools_held(self, container: Container) -> dict:
+        return {key: item for key, item in container.held.items() if not item.finished}
+
+    def worker_disconnected(self, worker: Worker) -> None:
+        if not self._workers.disconnected(worker) or self._is_closed:
+            return
+        log.warning("worker %s went away; its containers are given up in %.0f s", worker.worker_id, WORKER_AWAY_S)
+        loop = asyncio.get_running_loop()
+        self._lost_timers[worker.worker_id] = loop.call_later(WORKER_AWAY_S, self._worker_lost, worker.worker_id)
+
+    def _worker_lost(self, worker_id: str) -> None:
+        self._lost_timers.pop(worker_id, None)
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.is_connected:
+            return
+        self._workers.remove(worker_id)
+        for container in [c for c in self._containers.values() if c.worker_id == worker_id]:
+            self._ended(container, ExitStatus(exit_code=0, reason="its worker went away"), b"")
+
+    def _queue_recovered(self) -> None:
+        """Inputs that no container holds after a restart are queued."""
+        recovered, self._recovered = self._recovered, []
+        self._calls.enqueue_when_due([item for item in recovered if not item.finished and not item.task_id])
+
+    def container_changed(self, event: ContainerChanged) -> None:
+        container = self._containers.get(event.task_id)
+        if container is None:
+            return
+        state = ContainerState(event.state)
+        if event.hooks:
+            container.hooks = event.hooks
+        if state is ContainerState.EXITED:
+            self._ended(container, event.exit or ExitStatus(exit_code=0), event.task_result)
+            return
+        if state is ContainerState.RUNNING and not container.started_at:
+            self._running(container, event.at)
+        elif container.move_to(state):
+            self._tell(container)
+
+    def _running(self, container: Container, at: float) -> None:
+        container.move_to(ContainerState.STARTING)
+        container.move_to(ContainerState.RUNNING)
+        container.started_at = at
+        pool = self._pools.get(container.function_id)
+        if pool is not None:
+            pool.num_failed_starts, pool.not_before = 0, 0.0
+            took = max(0.0, at - container.enqueued_at)
+            pool.start_s += 0.5 * (took - pool.start_s)
+        task_id, hooks = container.task_id, msgspec.msgpack.encode(container.hooks)
+        self._write_behind(lambda c: storage.update(c, task_id, started_at=at, hooks=hooks))
+        self._tell(container)
+
+    def wants_inputs(self, event: WantInputs) -> None:
+        container = self._containers.get(event.task_id)
+        if container is None:
+            return
+        if not container.started_at:
+            self._running(container, self._clock.now())
+        self._pools.wants(container, Want(event.seq, event.max_items, event.linger_ms))
+
+    def _ended(self, container: Container, exit: ExitStatus, task_result: bytes) -> None:
+        """The container is gone: its inputs go back, and if it never got going its pool learns why."""
+        if self._containers.pop(container.task_id, None) is None:
+            return
+        was_stopping, never_ran = bool(container.stopping_since), not container.started_at
+        container.state = ContainerState.EXITED
+        held = self._pools.drop(container)
+        task_id, now = container.task_id, self._clock.now()
+        reason = exit.reason or container.stop_reason
+        self._write_behind(
+            lambda c: storage.update(c, task_id, finished_at=now, exit_code=exit.exit_code, reason=reason)
+        )
+        pool = self._pools.get(container.function_id)
+        if pool is not None and never_ran and not was_stopping and self._is_current(container):
+            self._start_failed(pool, container, exit, task_result)
+        explanation = explain(container.task_id, exit)
+        lost_to_us = was_stopping or exit.reason
+        self._calls.container_lost(held, None if lost_to_us else exit, explanation)
+        self._tell(container)
+        self._behind(self._close_logs(container))
+
+    async def _close_logs(self, container: Container) -> None:
+        try:
+            await self._logs.task_ended(container.app_id, container.task_id, container.function_id)
+        except Unavailable:
+            pass
+        finally:
+            if (event := self._gone.pop(container.task_id, None)) is not None:
+                event.set()
+
+    def _start_failed(self, pool: Pool, container: Container, exit: ExitStatus, task_result: bytes) -> None:
+        pool.num_failed_starts += 1
+        pool.not_before = self._clock.monotonic() + min(MAX_BACKOFF_S, BACKOFF_S ** (pool.num_failed_starts - 1))
+        if pool.num_queued and pool.num_failed_starts < MAX_START_FAILURES:
+            pool.not_before = 0.0
+        if task_result:
+            result = api_pb2.GenericResult.FromString(task_result)
+            self._calls.fail(list(pool.queue), result, container.task_id)
+        elif pool.num_failed_starts >= MAX_START_FAILURES:
+            self._fail_queue(pool, explain(container.task_id, exit, did="could not start: it"))
+
+    def _fail_queue(self, pool: Pool, text: str) -> None:
+        result = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=text)
+        self._calls.fail(list(pool.queue), result)
+
+    # ---- ending -----------------------------------------------------------------------------------------
+
+    def stop_container(
+        self, container: Container, *, drain: bool = False, graceful: bool = True, reason: str = ""
+    ) -> None:
+        """Ask the worker to end it. Draining: it finishes what it holds first."""
+        if container.stopping_since and drain:
+            return
+        container.stopping_since = container.stopping_since or self._clock.now()
+        container.stop_reason = container.stop_reason or reason
+        was_pending = container.state is ContainerState.PENDING
+        container.move_to(ContainerState.STOPPING)
+        container.want, container.idle_since = None, 0.0
+        self._pools.unsettle(container.function_id)
+        worker = self._workers.get(container.worker_id)
+        if worker is None and was_pending:
+            self._ended(container, ExitStatus(exit_code=0, reason=reason), b"")
+            return
+        self._workers.send(
+            container.worker_id, StopContainer(container.task_id, graceful=graceful, drain=drain, reason=reason)
+        )
+
+    def request_stop(self, task_id: str, caller: Caller, *, graceful: bool) -> None:
+        """ContainerStop: by a client for any container of its workspace, by a container for itself."""
+        if caller.is_container and caller.task_id != task_id:
+            raise PermissionDenied(f"container {caller.task_id} cannot stop another container ({task_id})")
+        container = self.find(task_id, caller)
+        self.stop_container(container, graceful=graceful, drain=caller.is_container, reason="it was stopped on request")
+
+    async def stop_app(self, app_id: str, *, graceful: bool) -> None:
+        self._calls.cancel_app(app_id, f"App {app_id} was stopped")
+        ending = [container for container in self._containers.values() if container.app_id == app_id]
+        events = []
+        for container in ending:
+            events.append(self._gone.setdefault(container.task_id, asyncio.Event()))
+            self.stop_container(container, graceful=graceful, reason="its App was stopped")
+        await self._calls.flush()
+        if events:
+            waits = [asyncio.ensure_future(event.wait()) for event in events]
+            _, late = await asyncio.wait(waits, timeout=STOP_WAIT_S)
+            for wait in late:
+                wait.cancel()
+
+    async def retire_functions(self, function_ids: Set[str]) -> None:
+        for function_id in function_ids:
+            if (pool := self._pools.get(function_id)) is not None:
+                pool.is_retired = True
+                self._pools.unsettle(function_id)
+
+    async def definitions_changed(self, app_id: str) -> None:
+        for function_id in self._functions.functions_of(app_id):
+            settings = self._settings(function_id)
+            if settings is None:
+                continue
+            if settings.min_containers or self._pools.get(function_id) is not None:
+                pool = self._pools.ensure(function_id, app_id)
+                pool.num_failed_starts, pool.not_before, pool.is_retired = 0, 0.0, False
+                self._pools.unsettle(function_id)
+        for container in [c for c in self._containers.values() if c.app_id == app_id]:
+            if not self._is_current(container):
+                self.stop_container(container, drain=True, reason="a newer version is deployed")
+
+    def keep_warm(self) -> None:
+        """After a start: the pools of deployed Functions with a minimum exist although nobody calls them."""
+        for app in self._apps.living_apps():
+            for function in self._functions.layout(app.app_id).functions.values():
+                settings = self._settings(function.function_id)
+                if settings is not None and settings.min_containers:
+                    self._pools.ensure(function.function_id, app.app_id)
+                    self._pools.unsettle(function.function_id)
+
+    def num_containers(self, app_id: str) -> int:
+        return sum(container.app_id == app_id for container in self._containers.values())
+
+    def is_idle(self, app_id: str) -> bool:
+        return self._calls.is_idle(app_id)
+
+    # ---- asking -----------------------------------------------------------------------------------------
+
+    def get(self, task_id: str) -> Container | None:
+        return self._containers.get(task_id)
+
+    def find(self, task_id: str, caller: Caller) -> Container:
+        container = self._containers.get(task_id)
+        app = self._apps.known(container.app_id) if container else None
+        if container is None or (app is not None and app.workspace != caller.workspace):
+            raise NotFound(f"there is no running container {task_id!r}: `modal container list` shows those there are")
+        return container
+
+    def running(self) -> list[Container]:
+        return list(self._containers.values())
+
+    async def history(self, task_id: str) -> FinishedContainer | None:
+        row = await self._database.read(lambda c: storage.get(c, task_id))
+        if row is None:
+            return None
+        return FinishedContainer(
+            row.task_id, row.app_id, row.enqueued_at, row.started_at, row.finished_at, row.exit_code, row.reason
+        )
+
+    async def app_of_task(self, task_id: str) -> str | None:
+        if (container := self._containers.get(task_id)) is not None:
+            return container.app_id
+        found = await self.history(task_id)
+        return found.app_id if found else None
+
+    # ---- inside -----------------------------------------------------------------------------------------
+
+    def _settings(self, function_id: str) -> PoolSettings | None:
+        try:
+            return self._functions.pool_settings(function_id)
+        except AeolianError:
+            return None
+
+    def _is_current(self, container: Container) -> bool:
+        settings = self._settings(container.function_id)
+        return settings is not None and settings.revision == container.revision
+
+    def _forget_app(self, app_id: str) -> None:
+        for pool in self._pools.of_app(app_id):
+            if not pool.containers:
+                self._pools.remove_pool(pool.function_id)
+
+    def _tell(self, container: Container) -> None:
+        state = _TASK_STATES[container.state]
+        self._logs.task_changed(container.app_id, container.task_id, container.function_id, state)
+
+    def _write_behind(self, fn) -> None:
+        async def write() -> None:
+            try:
+                await self._database.write(fn)
+            except AeolianError as error:
+                log.warning("the history of a container could not be stored: %s", error)
+
+        self._behind(write())
+
+    def _behind(self, work) -> None:
+        if self._is_closed:
+            work.close()
+            return
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            horizon = self._clock.now() - HISTORY_S
+            self._write_behind(lambda c, at=horizon: storage.delete_finished_before(c, at))
+
+
+_TASK_STATES = {
+    ContainerState.PENDING: api_pb2.TASK_STATE_WORKER_ASSIGNED,
+    ContainerState.STARTING: api_pb2.TASK_STATE_CREATING_CONTAINER,
+    ContainerState.RUNNING: api_pb2.TASK_STATE_ACTIVE,
+    ContainerState.STOPPING: api_pb2.TASK_STATE_ACTIVE,
+    ContainerState.EXITED: api_pb2.TASK_STATE_COMPLETED,
+}
+
+
+def explain(task_id: str, exit: ExitStatus, did: str = "") -> str:
+    """How a container ended, for the caller of what it was running."""
+    subject = f"container {task_id} {did}".rstrip()
+    if exit.oom_killed:
+        return f"{subject} ran out of memory and was killed: ask for more with `memory=`"
+    if exit.reason:
+        return f"{subject} ended: {exit.reason}"
+    if exit.exit_code < 0:
+        return f"{subject} was killed by signal {-exit.exit_code}"
+    return f"{subject} ended by itself with exit code {exit.exit_code} (the App's logs show its last lines)"
+
+
+def hook_timings(hooks: Sequence[HookTiming]) -> str:
+    return ", ".join(f"{hook.name} {hook.seconds * 1000:.0f} ms" for hook in hooks)
+
+
+def _ignore(future: asyncio.Future) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.warning("a container's start could not be recorded: %s", error)

@@ -1,0 +1,54 @@
+"""Workers: which ones there are, what they have, and how commands reach them."""
+
+from collections.abc import Callable
+
+from aeolian.domain.link import Command, Hello
+
+
+class Worker:
+    """A node that is connected, or was until a moment ago."""
+
+    def __init__(self, hello: Hello, send: Callable[[Command], None]):
+        self.worker_id = hello.worker_id
+        self.life = hello.life
+        self.runtimes = hello.runtimes
+        self.milli_cpu = hello.milli_cpu
+        self.memory_mb = hello.memory_mb
+        self.num_gpus = hello.num_gpus
+        self.image_ids = set(hello.image_ids)
+        self.is_connected = True
+        self._send = send
+
+    def send(self, command: Command) -> None:
+        """Commands to a worker that is away are lost: it says what it holds when it comes back."""
+        if self.is_connected:
+            self._send(command)
+
+
+class Workers:
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+
+    def connected(self, worker: Worker) -> None:
+        """A worker dialled in; an older connection of the same one is over."""
+        if (before := self._workers.get(worker.worker_id)) is not None:
+            before.is_connected = False
+        self._workers[worker.worker_id] = worker
+
+    def disconnected(self, worker: Worker) -> bool:
+        """Whether this was the worker's current connection."""
+        worker.is_connected = False
+        return self._workers.get(worker.worker_id) is worker
+
+    def remove(self, worker_id: str) -> None:
+        self._workers.pop(worker_id, None)
+
+    def get(self, worker_id: str) -> Worker | None:
+        return self._workers.get(worker_id)
+
+    def available(self) -> list[Worker]:
+        return [worker for worker in self._workers.values() if worker.is_connected]
+
+    def send(self, worker_id: str, command: Command) -> None:
+        if (worker := self._workers.get(worker_id)) is not None:
+            worker.send(command)
