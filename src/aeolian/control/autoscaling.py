@@ -72,9 +72,9 @@ class Autoscaling:
             started = self._containers.start(pool, settings, plan.start)
             if started < plan.start and pool.num_queued:
                 self._containers.make_room(pool)
-        if not pool.containers and not pool.num_queued and not limits.min_containers:
-            if self._clock.monotonic() - pool.used_at > FORGET_POOL_S or pool.is_retired:
-                self._pools.remove_pool(pool.function_id)
+        is_unused = pool.is_retired or self._clock.monotonic() - pool.used_at > FORGET_POOL_S
+        if is_unused and not pool.containers and not pool.num_queued and not limits.min_containers:
+            self._pools.remove_pool(pool.function_id)
 
     def _limits(self, pool: Pool, settings: PoolSettings) -> AutoscalerSettings:
         try:

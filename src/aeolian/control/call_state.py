@@ -34,6 +34,7 @@ class Input:
         "due_at",
         "finished",
         "idx",
+        "is_queued",
         "losses",
         "num_bytes",
         "payload",
@@ -58,6 +59,7 @@ class Input:
         self.task_id = ""
         """The container that works on it; "" while it is queued."""
         self.started_at = 0.0
+        self.is_queued = False
         self.finished = False
 
     @property

@@ -62,7 +62,7 @@ class Pool:
     def head(self) -> Input | None:
         """The next input to run; finished ones before it are dropped."""
         while self.queue:
-            if not self.queue[0].finished and not self.queue[0].task_id:
+            if self.queue[0].is_queued:
                 return self.queue[0]
             self.queue.popleft()
             self.num_removed -= 1
@@ -72,6 +72,7 @@ class Pool:
         taken: list[Input] = []
         while len(taken) < count and (item := self.head()) is not None:
             self.queue.popleft()
+            item.is_queued = False
             taken.append(item)
         return taken
 
@@ -86,7 +87,6 @@ class Pools:
         self.unsettled: set[str] = set()
         """Functions whose pool may need more or fewer containers."""
         self.woken = asyncio.Event()
-        self._held_back: set[Input] | None = None
         self._tasks: set[asyncio.Task] = set()
 
     # ---- the pools --------------------------------------------------------------------------------------
@@ -127,6 +127,9 @@ class Pools:
         touched: dict[str, Pool] = {}
         for item in reversed(inputs) if front else inputs:
             pool = self.ensure(item.call.function_id, item.call.app_id)
+            if item.is_queued:
+                continue
+            item.is_queued = True
             if front:
                 pool.queue.appendleft(item)
             else:
@@ -137,7 +140,8 @@ class Pools:
             self.dispatch(pool)
 
     def remove(self, item: Input) -> None:
-        if (pool := self._pools.get(item.call.function_id)) is not None:
+        if item.is_queued and (pool := self._pools.get(item.call.function_id)) is not None:
+            item.is_queued = False
             pool.num_removed += 1
             if not pool.num_queued:
                 pool.queue.clear()

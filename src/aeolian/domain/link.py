@@ -5,8 +5,6 @@ at any moment; the worker then dials again and says `Hello` with everything it h
 what the other has not acknowledged. Every message is therefore safe to receive twice.
 """
 
-from typing import Union
-
 import msgspec
 
 from aeolian.domain.containers import ContainerSpec, ExitStatus, HookTiming
@@ -112,7 +110,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
     at: float
 
 
-Event = Union[Hello, ContainerChanged, WantInputs, ReturnInputs, Outputs, Logs, ImageBuilt, Heartbeat]
+Event = Hello | ContainerChanged | WantInputs | ReturnInputs | Outputs | Logs | ImageBuilt | Heartbeat
 
 # ---- commands: server -> worker -------------------------------------------------------------------------
 
@@ -177,7 +175,7 @@ class BuildImage(msgspec.Struct, frozen=True, tag="build"):
     force: bool = False
 
 
-Command = Union[Welcome, StartContainer, StopContainer, AssignInputs, CancelInputs, AckOutputs, AckLogs, BuildImage]
+Command = Welcome | StartContainer | StopContainer | AssignInputs | CancelInputs | AckOutputs | AckLogs | BuildImage
 
 encode = msgspec.msgpack.Encoder().encode
 decode_events = msgspec.msgpack.Decoder(list[Event]).decode
