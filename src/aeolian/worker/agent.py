@@ -1,0 +1,244 @@
+"""The worker: carries out the server's commands, and keeps what it holds while the server is away."""
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from modal_proto import api_pb2
+
+from aeolian.domain.containers import ContainerSpec, ContainerState
+from aeolian.domain.errors import AeolianError
+from aeolian.domain.images import ImageSpec
+from aeolian.domain.link import (
+    AckLogs,
+    AckOutputs,
+    AssignInputs,
+    BuildImage,
+    CancelInputs,
+    Command,
+    Event,
+    Hello,
+    ImageBuilt,
+    LogLine,
+    StartContainer,
+    StopContainer,
+    Welcome,
+)
+from aeolian.worker.container import WorkerContainer
+from aeolian.worker.link import ServerLink
+from aeolian.worker.logs import LogSender
+from aeolian.worker.rpc import Answer
+from aeolian.worker.runtimes.base import Runtime
+from aeolian.worker.volume_rpcs import WorkerVolumeRpcs
+
+log = logging.getLogger(__name__)
+
+
+class ImageBuilder(Protocol):
+    async def build(
+        self,
+        image_id: str,
+        spec: ImageSpec,
+        env: dict[str, str],
+        on_log: Callable[[int, str], None],
+        *,
+        force: bool = False,
+    ) -> dict[str, str]: ...
+
+
+class Images(Protocol):
+    def ids(self) -> list[str]: ...
+
+
+class Agent:
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        containers_dir: Path,
+        link_socket: Path,
+        rpc_socket: Path,
+        token: str,
+        runtime: Runtime,
+        images: Images,
+        builder: ImageBuilder,
+        volume_rpcs: WorkerVolumeRpcs | None = None,
+        num_gpus: int = 0,
+    ):
+        self._worker_id = worker_id
+        self._life = f"{worker_id}.{secrets.token_hex(4)}"
+        self._containers_dir = containers_dir
+        self._token = token
+        self._runtime = runtime
+        self._images = images
+        self._builder = builder
+        self._num_gpus = num_gpus
+        self._containers: dict[str, WorkerContainer] = {}
+        self._builds: dict[str, asyncio.Task] = {}
+        self._built: dict[str, ImageBuilt] = {}
+        """Ends of builds that a server may not have heard of."""
+        self.link = ServerLink(link_socket, rpc_socket, token, self._hello, self._carry_out, self._connected)
+        self._logs = LogSender(self.link.send)
+        self._volume_rpcs = volume_rpcs
+
+    def use_volumes(self, volume_rpcs: WorkerVolumeRpcs) -> None:
+        self._volume_rpcs = volume_rpcs
+
+    async def open(self) -> None:
+        """Start serving. What a killed predecessor left has been ended by the runtime."""
+        await asyncio.to_thread(shutil.rmtree, self._containers_dir, True)
+        self._containers_dir.mkdir(parents=True, exist_ok=True)
+        self.link.open()
+
+    async def close(self, drain_s: float) -> None:
+        """End the containers: gracefully as long as `drain_s` allows. Their outputs and logs still go up."""
+        ending = list(self._containers.values())
+        for container in ending:
+            container.stop(StopContainer(container.task_id, graceful=True, reason="the worker is shutting down"))
+        if ending:
+            log.info("waiting for %d container(s) to end", len(ending))
+            ends = [asyncio.create_task(container.ended()) for container in ending]
+            _, late = await asyncio.wait(ends, timeout=drain_s)
+            if late:
+                for container in list(self._containers.values()):
+                    container.stop(StopContainer(container.task_id, graceful=False))
+                await asyncio.wait(late, timeout=5)
+        for build in self._builds.values():
+            build.cancel()
+        await asyncio.gather(*self._builds.values(), return_exceptions=True)
+        if self.link.is_connected:
+            await self._logs.drained(3)
+        await self.link.close()
+
+    # ---- the link ---------------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        return Hello(
+            worker_id=self._worker_id,
+            life=self._life,
+            runtimes=(self._runtime.name,),
+            milli_cpu=1000 * len(os.sched_getaffinity(0)),
+            memory_mb=_memory_mb(),
+            num_gpus=self._num_gpus,
+            containers=tuple(
+                container.report()
+                for container in self._containers.values()
+                if container.state is not ContainerState.EXITED
+            ),
+            image_ids=tuple(self._images.ids()),
+        )
+
+    def _connected(self) -> None:
+        self._logs.repeat()
+        for container in self._containers.values():
+            container.repeat()
+        for built in self._built.values():
+            self.link.send(built)
+
+    def _send(self, event: Event) -> None:
+        self.link.send(event)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case AssignInputs():
+                if (container := self._containers.get(command.task_id)) is not None:
+                    container.assign(command)
+            case AckOutputs():
+                if (container := self._containers.get(command.task_id)) is not None:
+                    container.acknowledge(command.seq)
+            case AckLogs():
+                self._logs.acknowledged(command.seq)
+            case StartContainer():
+                self._start(command.spec)
+            case StopContainer():
+                if (container := self._containers.get(command.task_id)) is not None:
+                    container.stop(command)
+            case CancelInputs():
+                if (container := self._containers.get(command.task_id)) is not None:
+                    container.cancel(command)
+            case BuildImage():
+                self._build(command)
+            case Welcome():
+                for task_id in command.unknown_task_ids:
+                    if (container := self._containers.get(task_id)) is not None:
+                        reason = "the server does not know it any more"
+                        container.stop(StopContainer(task_id, graceful=False, reason=reason))
+
+    # ---- containers -------------------------------------------------------------------------------------
+
+    def _start(self, spec: ContainerSpec) -> None:
+        if spec.task_id in self._containers:
+            return
+        self._containers[spec.task_id] = WorkerContainer(
+            spec,
+            self._runtime,
+            self._containers_dir / spec.task_id,
+            channel=self.link.channel,
+            token=self._token,
+            send=self._send,
+            logs=self._logs,
+            volume_rpcs=self._own_rpcs(spec.task_id),
+            on_gone=self._gone,
+        )
+
+    def _gone(self, container: WorkerContainer) -> None:
+        self._containers.pop(container.task_id, None)
+
+    def _own_rpcs(self, task_id: str) -> dict[str, Answer]:
+        rpcs = self._volume_rpcs
+        if rpcs is None:
+            return {}
+
+        async def commit(raw: bytes, key: str) -> bytes:
+            request = api_pb2.VolumeCommitRequest.FromString(raw)
+            return (await rpcs.VolumeCommit(request, task_id)).SerializeToString()
+
+        async def reload(raw: bytes, key: str) -> bytes:
+            request = api_pb2.VolumeReloadRequest.FromString(raw)
+            return (await rpcs.VolumeReload(request, task_id)).SerializeToString()
+
+        return {"VolumeCommit": commit, "VolumeReload": reload}
+
+    # ---- images -----------------------------------------------------------------------------------------
+
+    def _build(self, command: BuildImage) -> None:
+        """One build of an image at a time; who asks meanwhile gets its end."""
+        if command.image_id in self._builds:
+            return
+        self._built.pop(command.image_id, None)
+        task = asyncio.create_task(self._run_build(command), name=f"build-{command.image_id}")
+        self._builds[command.image_id] = task
+        task.add_done_callback(lambda _: self._builds.pop(command.image_id, None))
+
+    async def _run_build(self, command: BuildImage) -> None:
+        image_id = command.image_id
+
+        def on_log(fd: int, text: str) -> None:
+            self._logs.put_now([LogLine(fd, time.time(), text)], image_id=image_id)
+
+        try:
+            spec = msgspec.msgpack.decode(command.spec, type=ImageSpec)
+            info = await self._builder.build(image_id, spec, command.env, on_log, force=command.force)
+            built = ImageBuilt(image_id, info=info)
+        except AeolianError as error:
+            built = ImageBuilt(image_id, error=error.message)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("image %s could not be built", image_id)
+            built = ImageBuilt(image_id, error=f"the build failed inside the worker: {error!r}")
+        self._built[image_id] = built
+        while len(self._built) > 100:
+            self._built.pop(next(iter(self._built)))
+        self.link.send(built)
+
+
+def _memory_mb() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20

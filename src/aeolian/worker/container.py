@@ -1,0 +1,289 @@
+"""One container on this node: its hooks, its process, its RPCs, its logs, its end."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from modal_proto import api_pb2
+
+from aeolian.domain.containers import ContainerSpec, ContainerState, ExitStatus, HookTiming
+from aeolian.domain.errors import AeolianError
+from aeolian.domain.link import AssignInputs, CancelInputs, ContainerChanged, ContainerReport, Event, StopContainer
+from aeolian.worker.container_inputs import ContainerInputs
+from aeolian.worker.hooks.base import Hook, Start
+from aeolian.worker.logs import LogPump, LogSender
+from aeolian.worker.rpc import Answer, ContainerServer, ContainerService
+from aeolian.worker.runtimes.base import RunningContainer, Runtime
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_S = 30.0
+"""Between SIGINT and SIGKILL, as on Modal."""
+PUMP_GRACE_S = 2.0
+UNDO_GRACE_S = 10.0
+STORE_GRACE_S = 5.0
+MAX_SOCKET_PATH = 100
+
+
+class WorkerContainer:
+    def __init__(
+        self,
+        spec: ContainerSpec,
+        runtime: Runtime,
+        folder: Path,
+        *,
+        channel: grpc.aio.Channel,
+        token: str,
+        send: Callable[[Event], None],
+        logs: LogSender,
+        volume_rpcs: dict[str, Answer],
+        on_gone: Callable[["WorkerContainer"], None],
+    ):
+        self.spec = spec
+        self.state = ContainerState.PENDING
+        self._runtime = runtime
+        self._folder = folder
+        self._send = send
+        self._on_gone = on_gone
+        self._inputs = ContainerInputs(spec, send, self._asked_first, self._stuck)
+        self._pump = LogPump(logs, spec.task_id, self._inputs.current)
+        self._running: RunningContainer | None = None
+        self._stop_reason = ""
+        self._is_killed = False
+        self._task_result = b""
+        self._timers: list[asyncio.TimerHandle] = []
+        self._socket_folder: Path | None = None
+        self._changed: ContainerChanged | None = None
+        self._loop = asyncio.get_running_loop()
+        own: dict[str, Answer] = {
+            "FunctionGetInputs": self._inputs.FunctionGetInputs,
+            "FunctionPutOutputs": self._inputs.FunctionPutOutputs,
+            "ContainerHeartbeat": self._inputs.ContainerHeartbeat,
+            "ContainerHello": self._hello,
+            "TaskResult": self._take_result,
+            **volume_rpcs,
+        }
+        self._service = ContainerService(spec.task_id, token, channel, own)
+        self._task = asyncio.create_task(self._live(), name=spec.task_id)
+
+    @property
+    def task_id(self) -> str:
+        return self.spec.task_id
+
+    async def ended(self) -> None:
+        await asyncio.wait({self._task})
+
+    # ---- what the server says ---------------------------------------------------------------------------
+
+    def assign(self, command: AssignInputs) -> None:
+        self._inputs.assigned(command)
+
+    def acknowledge(self, seq: int) -> None:
+        self._inputs.acknowledged(seq)
+
+    def cancel(self, command: CancelInputs) -> None:
+        self._inputs.cancel(command.input_ids)
+        if command.terminate:
+            self.stop(StopContainer(self.task_id, graceful=False, reason="the call it worked for was cancelled"))
+
+    def stop(self, command: StopContainer) -> None:
+        """Draining, by SIGINT, or at once. Each stronger one may follow a weaker one."""
+        self._stop_reason = self._stop_reason or command.reason or "it was stopped"
+        if command.drain:
+            self._inputs.drain()
+            if not self._inputs.is_busy and self.state is not ContainerState.RUNNING:
+                self._interrupt(STOP_GRACE_S)
+            elif not self._inputs.is_busy:
+                # The kill switch ends it; a container that does not ask any more is interrupted.
+                self._later(STOP_GRACE_S, self._interrupt, STOP_GRACE_S)
+            return
+        self._inputs.drain()
+        if command.graceful and self._running is not None:
+            self._interrupt(STOP_GRACE_S)
+        else:
+            self._kill()
+
+    def report(self) -> ContainerReport:
+        return ContainerReport(
+            self.task_id, self.spec.function_id, self.state.value, self._inputs.held(), self._inputs.want
+        )
+
+    def repeat(self) -> None:
+        """After a reconnection: what the server may not have heard."""
+        self._inputs.repeat()
+        if self._changed is not None:
+            self._send(self._changed)
+
+    # ---- its life ---------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        exit = ExitStatus(exit_code=1, reason="it could not be started")
+        hooks: list[Hook] = []
+        start: Start | None = None
+        server: ContainerServer | None = None
+        try:
+            self._move_to(ContainerState.STARTING)
+            start = Start(self.spec, self._folder, self._socket_path(), env=dict(self.spec.env), cwd=self.spec.cwd)
+            server = ContainerServer(str(start.socket_path), self._service)
+            timings, hooks = await self._prepare(start, server)
+            self._move_to(ContainerState.STARTING, hooks=tuple(timings))
+            if self._is_killed:
+                exit = ExitStatus(exit_code=-9, reason=self._stop_reason)
+            else:
+                exit = await self._run(start, timings)
+        except AeolianError as error:
+            self._pump.say(f"this container could not be started: {error.message}")
+            exit = ExitStatus(exit_code=1, reason=error.message)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("%s could not be started", self.task_id)
+            exit = ExitStatus(exit_code=1, reason=f"the worker failed to start it: {error!r}")
+        finally:
+            for timer in self._timers:
+                timer.cancel()
+            self._inputs.close()
+        self._pump.flush()
+        undoing = asyncio.create_task(self._undo(start, hooks, server))
+        await asyncio.wait({undoing}, timeout=UNDO_GRACE_S)
+        await self._inputs.stored(STORE_GRACE_S)
+        self._move_to(ContainerState.EXITED, exit=exit, task_result=self._task_result)
+        await undoing
+        self._on_gone(self)
+
+    async def _prepare(self, start: Start, server: ContainerServer) -> tuple[list[HookTiming], list[Hook]]:
+        """Run the hooks in order, each timed by its name."""
+        await asyncio.to_thread(start.folder.mkdir, parents=True, exist_ok=True)
+        applied: list[Hook] = []
+        timings = []
+        at = time.perf_counter()
+        await server.start()
+        timings.append(HookTiming("socket", time.perf_counter() - at))
+        try:
+            for hook in self._runtime.hooks():
+                at = time.perf_counter()
+                applied.append(hook)
+                await hook.apply(start)
+                timings.append(HookTiming(hook.name, time.perf_counter() - at))
+        except BaseException:
+            for hook in reversed(applied):
+                await hook.undo(start)
+            raise
+        return timings, applied
+
+    async def _run(self, start: Start, timings: list[HookTiming]) -> ExitStatus:
+        at = time.perf_counter()
+        running = await self._runtime.start(start)
+        timings.append(HookTiming("process", time.perf_counter() - at))
+        self._started_at = time.perf_counter()
+        self._timings = timings
+        self._running = running
+        if not self.spec.is_server:
+            self._later(self.spec.startup_timeout_s, self._start_timed_out)
+        if self._is_killed:
+            running.kill()
+        pumping = asyncio.create_task(self._pump.run(running.stdout, running.stderr))
+        try:
+            exit = await running.wait()
+            await asyncio.wait({pumping}, timeout=PUMP_GRACE_S)
+        finally:
+            pumping.cancel()
+            await running.release()
+        if self._stop_reason and not exit.reason:
+            exit = ExitStatus(exit.exit_code, exit.oom_killed, self._stop_reason)
+        return exit
+
+    async def _undo(self, start: Start | None, hooks: list[Hook], server: ContainerServer | None) -> None:
+        if server is not None:
+            with contextlib.suppress(Exception):
+                await server.stop()
+        if start is not None:
+            for hook in reversed(hooks):
+                try:
+                    await hook.undo(start)
+                except Exception:
+                    log.exception("%s: %s could not be undone", self.task_id, hook.name)
+        for folder in (self._folder, self._socket_folder):
+            if folder is not None:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _socket_path(self) -> Path:
+        """Unix sockets have short names: a deep data directory needs another place for them."""
+        path = self._folder / "worker.sock"
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+            return path
+        self._socket_folder = Path(tempfile.mkdtemp(prefix="aeolian-"))
+        return self._socket_folder / "worker.sock"
+
+    # ---- what the container says ------------------------------------------------------------------------
+
+    async def _hello(self, raw: bytes, key: str) -> bytes:
+        return b""
+
+    async def _take_result(self, raw: bytes, key: str) -> bytes:
+        """User code could not be imported, or a lifecycle hook failed; the process ends by itself after this."""
+        self._task_result = api_pb2.TaskResultRequest.FromString(raw).result.SerializeToString()
+        return b""
+
+    def _asked_first(self) -> None:
+        self._cancel_timers()
+        self._timings.append(HookTiming("user code", time.perf_counter() - self._started_at))
+        if self.state is ContainerState.STARTING:
+            self._move_to(ContainerState.RUNNING, hooks=tuple(self._timings))
+
+    # ---- ending it --------------------------------------------------------------------------------------
+
+    def _stuck(self, reason: str) -> None:
+        self._stop_reason = self._stop_reason or reason
+        self._pump.say(f"this container is ended: {reason}")
+        self._inputs.drain()
+        self._interrupt(5.0)
+
+    def _start_timed_out(self) -> None:
+        self._stop_reason = f"it was not ready after {self.spec.startup_timeout_s:g} s (`startup_timeout`)"
+        self._pump.say(f"this container is ended: {self._stop_reason}")
+        self._kill()
+
+    def _interrupt(self, grace_s: float) -> None:
+        if self._running is None:
+            self._kill()
+            return
+        self._move_to(ContainerState.STOPPING)
+        self._running.signal(signal.SIGTERM if self.spec.is_server else signal.SIGINT)
+        self._later(grace_s, self._kill)
+
+    def _kill(self) -> None:
+        self._is_killed = True
+        if self._running is not None:
+            self._move_to(ContainerState.STOPPING)
+            self._running.kill()
+
+    def _later(self, delay_s: float, fn: Callable, *args) -> None:
+        self._timers.append(self._loop.call_later(delay_s, fn, *args))
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _move_to(
+        self,
+        state: ContainerState,
+        *,
+        hooks: tuple[HookTiming, ...] = (),
+        exit: ExitStatus | None = None,
+        task_result: bytes = b"",
+    ) -> None:
+        self.state = state
+        event = ContainerChanged(self.task_id, state.value, time.time(), hooks, exit, task_result)
+        if state is ContainerState.EXITED:
+            self._changed = event
+        self._send(event)

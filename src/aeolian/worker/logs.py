@@ -1,0 +1,123 @@
+"""What containers and image builds write: read without loss, batched, and kept until the server has stored it."""
+
+import asyncio
+import codecs
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from aeolian.domain.link import LogLine, Logs
+
+FLUSH_S = 0.05
+MAX_BATCH_BYTES = 256 << 10
+MAX_UNACKED_BYTES = 16 << 20
+"""Beyond this, containers' output is not read: they wait in their next write."""
+READ_BYTES = 64 << 10
+
+
+class LogSender:
+    """Numbers batches of lines and repeats them until the server acknowledges them."""
+
+    def __init__(self, send: Callable[[Logs], None]):
+        self._send = send
+        self._unacked: OrderedDict[int, Logs] = OrderedDict()
+        self._num_bytes = 0
+        self._seq = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def put(self, lines: list[LogLine], *, task_id: str = "", image_id: str = "") -> None:
+        """Returns when there is room for more."""
+        self.put_now(lines, task_id=task_id, image_id=image_id)
+        await self._room.wait()
+
+    def put_now(self, lines: list[LogLine], *, task_id: str = "", image_id: str = "") -> None:
+        if not lines:
+            return
+        self._seq += 1
+        batch = Logs(self._seq, task_id, image_id, tuple(lines))
+        self._unacked[batch.seq] = batch
+        self._num_bytes += _size(batch)
+        self._empty.clear()
+        if self._num_bytes > MAX_UNACKED_BYTES:
+            self._room.clear()
+        self._send(batch)
+
+    def acknowledged(self, seq: int) -> None:
+        """All batches up to `seq` are stored."""
+        while self._unacked:
+            first = next(iter(self._unacked))
+            if first > seq:
+                break
+            self._num_bytes -= _size(self._unacked.pop(first))
+        if self._num_bytes <= MAX_UNACKED_BYTES:
+            self._room.set()
+        if not self._unacked:
+            self._empty.set()
+
+    def repeat(self) -> None:
+        """After a reconnection."""
+        for batch in self._unacked.values():
+            self._send(batch)
+
+    async def drained(self, timeout_s: float) -> None:
+        """Until everything is stored, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+
+
+class LogPump:
+    """Reads one container's stdout and stderr to their ends."""
+
+    def __init__(self, sender: LogSender, task_id: str, current_input: Callable[[], tuple[str, str]]):
+        """`current_input()`: (input id, call id) that output belongs to, where that is certain."""
+        self._sender = sender
+        self._task_id = task_id
+        self._current_input = current_input
+        self._lines: list[LogLine] = []
+        self._num_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader) -> None:
+        await asyncio.gather(self._read(1, stdout), self._read(2, stderr))
+        self.flush()
+
+    def say(self, text: str) -> None:
+        """A line of the platform itself."""
+        self._lines.append(LogLine(3, time.time(), text if text.endswith("\n") else text + "\n"))
+        self.flush()
+
+    async def _read(self, fd: int, stream: asyncio.StreamReader) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        while data := await stream.read(READ_BYTES):
+            self._add(fd, decoder.decode(data))
+            if self._num_bytes >= MAX_BATCH_BYTES:
+                self.flush()
+                await self._sender.put([], task_id=self._task_id)
+        self._add(fd, decoder.decode(b"", True))
+
+    def _add(self, fd: int, text: str) -> None:
+        if not text:
+            return
+        input_id, call_id = self._current_input()
+        now = time.time()
+        for line in text.splitlines(keepends=True) if "\n" in text else [text]:
+            self._lines.append(LogLine(fd, now, line, input_id, call_id))
+        self._num_bytes += len(text)
+        if self._timer is None:
+            self._timer = self._loop.call_later(FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._lines, self._num_bytes = self._lines, [], 0
+        self._sender.put_now(lines, task_id=self._task_id)
+
+
+def _size(batch: Logs) -> int:
+    return sum(len(line.data) + 64 for line in batch.lines)
