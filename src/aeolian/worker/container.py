@@ -60,6 +60,9 @@ class WorkerContainer:
         self._is_killed = False
         self._task_result = b""
         self._timers: list[asyncio.TimerHandle] = []
+        self._start_timer: asyncio.TimerHandle | None = None
+        self._started_at = 0.0
+        self._timings: list[HookTiming] = []
         self._socket_folder: Path | None = None
         self._changed: ContainerChanged | None = None
         self._loop = asyncio.get_running_loop()
@@ -187,7 +190,8 @@ class WorkerContainer:
         self._timings = timings
         self._running = running
         if not self.spec.is_server:
-            self._later(self.spec.startup_timeout_s, self._start_timed_out)
+            self._start_timer = self._loop.call_later(self.spec.startup_timeout_s, self._start_timed_out)
+            self._timers.append(self._start_timer)
         if self._is_killed:
             running.kill()
         pumping = asyncio.create_task(self._pump.run(running.stdout, running.stderr))
@@ -234,7 +238,8 @@ class WorkerContainer:
         return b""
 
     def _asked_first(self) -> None:
-        self._cancel_timers()
+        if self._start_timer is not None:
+            self._start_timer.cancel()
         self._timings.append(HookTiming("user code", time.perf_counter() - self._started_at))
         if self.state is ContainerState.STARTING:
             self._move_to(ContainerState.RUNNING, hooks=tuple(self._timings))
@@ -268,11 +273,6 @@ class WorkerContainer:
 
     def _later(self, delay_s: float, fn: Callable, *args) -> None:
         self._timers.append(self._loop.call_later(delay_s, fn, *args))
-
-    def _cancel_timers(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
 
     def _move_to(
         self,
