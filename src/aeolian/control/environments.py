@@ -1,0 +1,164 @@
+"""Environments: found by name, made, changed and deleted. The default one is always there."""
+
+import re
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from aeolian.domain.caller import Caller
+from aeolian.domain.clock import Clock
+from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from aeolian.domain.ids import new_id
+from aeolian.storage import environments as storage
+from aeolian.storage.database import Database
+from aeolian.storage.environments import Environment
+
+DEFAULT_NAME = "main"
+BUILDER_VERSION = "2025.06"
+BUILDER_VERSIONS = ("2023.12", "2024.04", "2024.10", "2025.06", "2026.10", "PREVIEW")
+OLD_SDKS_KNOW = ("2023.12", "2024.04", "2024.10", "2025.06", "PREVIEW")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-_.]{0,63}")
+WEB_SUFFIX = re.compile(r"[a-z0-9-]{0,32}")
+
+
+class Environments:
+    def __init__(self, database: Database, clock: Clock):
+        self.when_deleted: list[Callable[[str, str], Awaitable[None]]] = []
+        """Called with (environment id, who) before an environment goes: what is in it goes first."""
+        self.when_renamed: list[Callable[[str, str], Awaitable[None]]] = []
+        """Called with (environment id, new name)."""
+        self._database = database
+        self._clock = clock
+        self._by_name: dict[str, Environment] = {}
+
+    async def load(self) -> None:
+        """Read them all; make the default one at the first start."""
+        for environment in await self._database.read(storage.all_environments):
+            self._by_name[environment.name] = environment
+        if not any(environment.is_default for environment in self._by_name.values()):
+            first = self._new(DEFAULT_NAME, is_default=True)
+            await self._database.write(lambda c: storage.insert(c, first))
+            self._by_name[first.name] = first
+
+    def resolve(self, name: str, caller: Caller) -> Environment:
+        """By name; "" is the container's own environment, or a client's default one. Raises NotFound."""
+        if not name:
+            name = caller.environment_name if caller.is_container else ""
+        if not name:
+            return self.default
+        found = self._by_name.get(name)
+        if found is None:
+            there_are = ", ".join(sorted(self._by_name))
+            raise NotFound(
+                f"there is no environment '{name}' (there are: {there_are}): make it by `modal environment create {name}`"
+            )
+        return found
+
+    @property
+    def default(self) -> Environment:
+        return next(environment for environment in self._by_name.values() if environment.is_default)
+
+    def by_id(self, environment_id: str) -> Environment | None:
+        return next((one for one in self._by_name.values() if one.id == environment_id), None)
+
+    def all(self) -> list[Environment]:
+        return sorted(self._by_name.values(), key=lambda environment: environment.created_at)
+
+    async def create(self, name: str) -> Environment:
+        """Raises InvalidArgument, AlreadyExists."""
+        _check_name(name)
+        if name in self._by_name:
+            raise AlreadyExists(f"an environment named '{name}' already exists")
+        environment = self._new(name)
+
+        def insert(connection) -> None:
+            if any(one.name == name for one in storage.all_environments(connection)):
+                raise AlreadyExists(f"an environment named '{name}' already exists")
+            storage.insert(connection, environment)
+
+        await self._database.write(insert)
+        self._by_name[name] = environment
+        return environment
+
+    async def update(
+        self,
+        name: str,
+        caller: Caller,
+        *,
+        new_name: str | None = None,
+        web_suffix: str | None = None,
+        max_containers: int | None = None,
+        image_builder_version: str | None = None,
+    ) -> Environment:
+        """Change what is given. Raises NotFound, InvalidArgument, AlreadyExists."""
+        before = self.resolve(name, caller)
+        after = before
+        if new_name is not None and new_name != before.name:
+            _check_name(new_name)
+            if new_name in self._by_name:
+                raise AlreadyExists(f"an environment named '{new_name}' already exists")
+            after = msgspec.structs.replace(after, name=new_name)
+        if web_suffix is not None:
+            if not WEB_SUFFIX.fullmatch(web_suffix):
+                raise InvalidArgument(f"{web_suffix!r} cannot be a web suffix: use up to 32 of a-z, 0-9 and dashes")
+            after = msgspec.structs.replace(after, web_suffix=web_suffix)
+        if max_containers is not None:
+            after = msgspec.structs.replace(after, max_containers=max(0, max_containers))
+        if image_builder_version:
+            if image_builder_version not in BUILDER_VERSIONS:
+                raise InvalidArgument(
+                    f"{image_builder_version!r} is no image builder version: use one of {', '.join(BUILDER_VERSIONS)}"
+                )
+            after = msgspec.structs.replace(after, image_builder_version=image_builder_version)
+        await self._database.write(lambda c: storage.update(c, after))
+        del self._by_name[before.name]
+        self._by_name[after.name] = after
+        if after.name != before.name:
+            for callback in self.when_renamed:
+                await callback(after.id, after.name)
+        return after
+
+    async def delete(self, name: str, caller: Caller) -> None:
+        """With all that is in it. Raises NotFound, FailedPrecondition for the default one."""
+        environment = self.resolve(name, caller)
+        if environment.is_default:
+            raise FailedPrecondition(f"'{environment.name}' is the default environment: it cannot be deleted")
+        for callback in self.when_deleted:
+            await callback(environment.id, caller.workspace)
+        await self._database.write(lambda c: storage.delete(c, environment.id))
+        self._by_name.pop(environment.name, None)
+
+    def builder_version_for(self, environment: Environment, caller: Caller) -> str:
+        """The environment's image builder version, as far as the caller's SDK knows it."""
+        version = environment.image_builder_version
+        if version not in OLD_SDKS_KNOW and _series(caller.sdk_version) < (1, 6):
+            return BUILDER_VERSION
+        return version
+
+    def _new(self, name: str, *, is_default: bool = False) -> Environment:
+        return Environment(
+            id=new_id("environment"),
+            name=name,
+            web_suffix="" if is_default else _suffix(name),
+            image_builder_version=BUILDER_VERSION,
+            is_default=is_default,
+            created_at=self._clock.now(),
+        )
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{name!r} cannot be the name of an environment: use up to 64 letters, digits, dashes, underscores and periods"
+        )
+
+
+def _suffix(name: str) -> str:
+    return re.sub(r"[^a-z0-9-]", "-", name.lower())[:32]
+
+
+def _series(sdk_version: str) -> tuple[int, int]:
+    parts = sdk_version.split(".")
+    return (
+        (int(parts[0]), int(parts[1])) if len(parts) > 1 and parts[0].isdecimal() and parts[1].isdecimal() else (1, 6)
+    )

@@ -1,0 +1,135 @@
+"""Client tokens: who may use this server. Only hashes of their secrets are kept."""
+
+import base64
+import hashlib
+import hmac
+import json
+from typing import Any
+
+from aeolian.domain.caller import Caller
+from aeolian.domain.clock import Clock
+from aeolian.domain.errors import NotFound, Unauthenticated
+from aeolian.domain.ids import new_id
+from aeolian.storage import tokens as storage
+from aeolian.storage.database import Database
+from aeolian.storage.tokens import Token
+
+AUTH_TOKEN_LIFETIME_S = 20 * 60
+USED_EVERY_S = 60.0
+"""How exactly it is recorded when a token was used last."""
+PYTHON_CLIENT_TYPES = ("1", "3", "7")
+REMEDY = "`aeolian connect --data-dir …` writes a working profile, `aeolian token list` shows the tokens there are"
+
+
+class Tokens:
+    def __init__(self, database: Database, clock: Clock, key: bytes):
+        """`key` signs the short-lived tokens of `auth_token`."""
+        self._database = database
+        self._clock = clock
+        self._key = key
+        self._known: dict[str, Token] = {}
+        self._checked: dict[tuple[str, str], Token] = {}
+        self._used_at: dict[str, float] = {}
+
+    async def load(self) -> None:
+        for token in await self._database.read(storage.all_tokens):
+            self._known[token.token_id] = token
+
+    async def create(self, name: str, workspace: str, *, expires_at: float = 0.0) -> tuple[str, str]:
+        """A new token: (id, secret). The secret is not kept."""
+        token_id, secret = new_id("token"), new_id("token_secret")
+        token = Token(
+            token_id=token_id,
+            secret_hash=hash_of(secret),
+            name=name,
+            workspace=workspace,
+            is_disabled=False,
+            created_at=self._clock.now(),
+            expires_at=expires_at,
+        )
+        await self._database.write(lambda c: storage.insert(c, token))
+        self._known[token_id] = token
+        return token_id, secret
+
+    async def authenticate(self, metadata: dict[str, Any]) -> Caller:
+        """Who sends this request. Raises Unauthenticated with what to do."""
+        token_id = str(metadata.get("x-modal-token-id", ""))
+        secret = str(metadata.get("x-modal-token-secret", ""))
+        token = self._checked.get((token_id, secret))
+        if token is None:
+            token = await self._check(token_id, secret)
+        now = self._clock.now()
+        if token.expires_at and now >= token.expires_at:
+            raise Unauthenticated(f"the token {token_id} has expired: {REMEDY}")
+        if now - self._used_at.get(token_id, 0.0) > USED_EVERY_S:
+            self._used_at[token_id] = now
+            await self._database.write(lambda c: storage.update(c, token_id, last_used_at=now))
+        client_type = str(metadata.get("x-modal-client-type", "1"))
+        return Caller(
+            workspace=token.workspace,
+            token_id=token_id,
+            sdk_version=str(metadata.get("x-modal-client-version", "")) if client_type in PYTHON_CLIENT_TYPES else "",
+            client_type=int(client_type) if client_type.isdecimal() else 1,
+            idempotency_key=str(metadata.get("x-idempotency-key", "")),
+        )
+
+    async def _check(self, token_id: str, secret: str) -> Token:
+        if not token_id or not secret:
+            raise Unauthenticated(f"this request carries no token: {REMEDY}")
+        token = self._known.get(token_id)
+        if token is None:
+            # It may have been made by another process (`aeolian token create`).
+            token = await self._database.read(lambda c: storage.get(c, token_id))
+        given = hash_of(secret)
+        if token is None or not hmac.compare_digest(given, token.secret_hash):
+            raise Unauthenticated(
+                f"the token {token_id[:40]!r} is not one of this server, or its secret is wrong: {REMEDY}"
+            )
+        if token.is_disabled:
+            raise Unauthenticated(
+                f"the token {token_id} is disabled: `aeolian token enable {token_id}`, or use another"
+            )
+        self._known[token_id] = token
+        self._checked[token_id, secret] = token
+        return token
+
+    async def all(self) -> list[Token]:
+        return await self._database.read(storage.all_tokens)
+
+    async def get(self, token_id: str) -> Token:
+        token = await self._database.read(lambda c: storage.get(c, token_id))
+        if token is None:
+            raise NotFound(f"there is no token {token_id!r}")
+        return token
+
+    async def set_disabled(self, token_id: str, is_disabled: bool) -> None:
+        if not await self._database.write(lambda c: storage.update(c, token_id, is_disabled=is_disabled)):
+            raise NotFound(f"there is no token {token_id!r}")
+        self._forget(token_id)
+
+    async def delete(self, token_id: str) -> None:
+        if not await self._database.write(lambda c: storage.delete(c, token_id)):
+            raise NotFound(f"there is no token {token_id!r}")
+        self._forget(token_id)
+
+    def auth_token(self, caller: Caller) -> str:
+        """A short-lived JWT (HS256), which clients decode for `exp` and send with their next requests."""
+        now = int(self._clock.now())
+        header = _b64(json.dumps({"alg": "HS256", "typ": "JWT"}).encode())
+        claims = {"sub": caller.token_id or caller.task_id, "iat": now, "exp": now + AUTH_TOKEN_LIFETIME_S}
+        body = f"{header}.{_b64(json.dumps(claims).encode())}"
+        return f"{body}.{_b64(hmac.digest(self._key, body.encode(), 'sha256'))}"
+
+    def _forget(self, token_id: str) -> None:
+        self._known.pop(token_id, None)
+        for key in [key for key in self._checked if key[0] == token_id]:
+            del self._checked[key]
+
+
+def hash_of(secret: str) -> bytes:
+    """Secrets have 131 random bits: a plain hash cannot be guessed back."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

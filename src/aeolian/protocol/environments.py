@@ -1,0 +1,82 @@
+"""RPCs of environments."""
+
+from google.protobuf.empty_pb2 import Empty
+from modal_proto import api_pb2
+
+from aeolian.control.environments import Environments
+from aeolian.domain.caller import Caller
+from aeolian.domain.errors import NotFound, PermissionDenied
+from aeolian.storage.environments import Environment
+
+
+class EnvironmentRpcs:
+    def __init__(self, environments: Environments):
+        self._environments = environments
+
+    async def EnvironmentGetOrCreate(
+        self, request: api_pb2.EnvironmentGetOrCreateRequest, caller: Caller
+    ) -> api_pb2.EnvironmentGetOrCreateResponse:
+        try:
+            environment = self._environments.resolve(request.deployment_name, caller)
+        except NotFound:
+            if request.object_creation_type != api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING:
+                raise
+            _refuse_container(caller)
+            environment = await self._environments.create(request.deployment_name)
+        return api_pb2.EnvironmentGetOrCreateResponse(
+            environment_id=environment.id,
+            metadata=api_pb2.EnvironmentMetadata(name=environment.name, settings=self._settings(environment, caller)),
+        )
+
+    async def EnvironmentCreate(self, request: api_pb2.EnvironmentCreateRequest, caller: Caller) -> Empty:
+        _refuse_container(caller)
+        await self._environments.create(request.name)
+        return Empty()
+
+    async def EnvironmentList(self, request: Empty, caller: Caller) -> api_pb2.EnvironmentListResponse:
+        response = api_pb2.EnvironmentListResponse()
+        for environment in self._environments.all():
+            self._fill(response.items.add(), environment)
+        return response
+
+    async def EnvironmentUpdate(
+        self, request: api_pb2.EnvironmentUpdateRequest, caller: Caller
+    ) -> api_pb2.EnvironmentListItem:
+        _refuse_container(caller)
+        environment = await self._environments.update(
+            request.current_name,
+            caller,
+            new_name=request.name.value if request.HasField("name") else None,
+            web_suffix=request.web_suffix.value if request.HasField("web_suffix") else None,
+            max_containers=request.max_concurrent_tasks if request.HasField("max_concurrent_tasks") else None,
+            image_builder_version=request.image_builder_version or None,
+        )
+        item = api_pb2.EnvironmentListItem()
+        self._fill(item, environment)
+        return item
+
+    async def EnvironmentDelete(self, request: api_pb2.EnvironmentDeleteRequest, caller: Caller) -> Empty:
+        _refuse_container(caller)
+        await self._environments.delete(request.name, caller)
+        return Empty()
+
+    def _settings(self, environment: Environment, caller: Caller) -> api_pb2.EnvironmentSettings:
+        return api_pb2.EnvironmentSettings(
+            image_builder_version=self._environments.builder_version_for(environment, caller),
+            webhook_suffix=environment.web_suffix,
+        )
+
+    def _fill(self, item: api_pb2.EnvironmentListItem, environment: Environment) -> None:
+        item.environment_id = environment.id
+        item.name = environment.name
+        item.webhook_suffix = environment.web_suffix
+        item.created_at = environment.created_at
+        item.default = environment.is_default
+        item.image_builder_version = environment.image_builder_version
+        if environment.max_containers:
+            item.max_concurrent_tasks = environment.max_containers
+
+
+def _refuse_container(caller: Caller) -> None:
+    if caller.is_container:
+        raise PermissionDenied("a container cannot change environments")
