@@ -11,6 +11,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -148,8 +149,6 @@ class _Once:
         self.fn, self.key = fn, key
 
     def __call__(self, connection: Connection) -> Any:
-        import time
-
         row = connection.execute(sa.select(replies.c.reply).where(replies.c.key == self.key)).first()
         if row is not None:
             return msgspec.msgpack.decode(row.reply)
@@ -158,6 +157,17 @@ class _Once:
             replies.insert(), {"key": self.key, "reply": msgspec.msgpack.encode(result), "created_at": time.time()}
         )
         return result
+
+
+def kept_reply(connection: Connection, key: str) -> Any:
+    """What a write with `once=key` has answered, or None."""
+    row = connection.execute(sa.select(replies.c.reply).where(replies.c.key == key)).first()
+    return msgspec.msgpack.decode(row.reply) if row is not None else None
+
+
+def forget_replies(connection: Connection, before: float) -> None:
+    """Nobody repeats a request that is as old as this."""
+    connection.execute(replies.delete().where(replies.c.created_at < before))
 
 
 class _Failure(NamedTuple):

@@ -1,0 +1,106 @@
+"""Dicts: maps of serialized keys to serialized values, shared by all who know them."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from sqlalchemy.engine import Connection
+
+from aeolian.control.named_objects import Environments, NamedObjects
+from aeolian.domain.caller import Caller
+from aeolian.domain.clock import Clock
+from aeolian.domain.errors import InvalidArgument, PayloadTooLarge
+from aeolian.storage import dicts as storage
+from aeolian.storage.database import Database
+
+MAX_ENTRIES_AT_ONCE = 10_000
+MAX_VALUE_BYTES = 100 << 20
+MAX_KEY_BYTES = 64 << 10
+MAX_COUNT = 100_000
+PAGE = 50
+
+
+class Dicts:
+    def __init__(self, database: Database, clock: Clock, environments: Environments):
+        self._database = database
+        self.objects = NamedObjects("dict", database, clock, environments, storage.clear)
+
+    async def get(self, dict_id: str, key: bytes, caller: Caller) -> bytes | None:
+        def get(connection: Connection) -> bytes | None:
+            self.objects.existing(connection, dict_id, caller)
+            return storage.get(connection, dict_id, key)
+
+        return await self._database.read(get)
+
+    async def has(self, dict_id: str, key: bytes, caller: Caller) -> bool:
+        def has(connection: Connection) -> bool:
+            self.objects.existing(connection, dict_id, caller)
+            return storage.has(connection, dict_id, key)
+
+        return await self._database.read(has)
+
+    async def update(
+        self, dict_id: str, entries: Sequence[tuple[bytes, bytes]], caller: Caller, *, if_not_exists: bool
+    ) -> bool:
+        """Put all entries, or (with `if_not_exists`) only those whose key is new. Whether any was put."""
+        check_entries(entries)
+
+        def update(connection: Connection) -> bool:
+            self.objects.existing(connection, dict_id, caller)
+            wanted = entries
+            if if_not_exists:
+                wanted = [(key, value) for key, value in entries if not storage.has(connection, dict_id, key)]
+            storage.put(connection, dict_id, wanted)
+            return bool(wanted)
+
+        return await self._database.write(update, once=caller.once("DictUpdate") if if_not_exists else None)
+
+    async def pop(self, dict_id: str, key: bytes, caller: Caller) -> bytes | None:
+        """Take an entry out. The same request, repeated, gets the same value."""
+
+        def pop(connection: Connection) -> bytes | None:
+            self.objects.existing(connection, dict_id, caller)
+            return storage.pop(connection, dict_id, key)
+
+        return await self._database.write(pop, once=caller.once("DictPop"))
+
+    async def count(self, dict_id: str, caller: Caller) -> int:
+        """How many entries there are, at most 100,000."""
+
+        def count(connection: Connection) -> int:
+            self.objects.existing(connection, dict_id, caller)
+            return storage.count(connection, dict_id, MAX_COUNT)
+
+        return await self._database.read(count)
+
+    async def contents(self, dict_id: str, caller: Caller, *, with_values: bool) -> AsyncIterator[tuple[bytes, bytes]]:
+        """All entries, in no particular order, page by page: what changes meanwhile may or may not be seen."""
+        await self.objects.get(dict_id, caller)
+        after = b""
+        while True:
+            limit = PAGE if with_values else 20 * PAGE
+            rows = await self._database.read(
+                lambda c, at=after, n=limit: storage.page(c, dict_id, at, n, with_values=with_values)
+            )
+            for after, key, value in rows:
+                yield key, value
+            if len(rows) < limit:
+                return
+
+    async def clear(self, dict_id: str, caller: Caller) -> None:
+        def clear(connection: Connection) -> None:
+            self.objects.existing(connection, dict_id, caller)
+            storage.clear(connection, dict_id)
+
+        await self._database.write(clear)
+
+
+def check_entries(entries: Sequence[tuple[bytes, bytes]]) -> None:
+    if len(entries) > MAX_ENTRIES_AT_ONCE:
+        raise InvalidArgument(f"up to {MAX_ENTRIES_AT_ONCE:,} entries at a time, not {len(entries):,}")
+    for key, value in entries:
+        if len(key) > MAX_KEY_BYTES:
+            raise InvalidArgument(f"a key of {len(key):,} serialized bytes is too long: {MAX_KEY_BYTES:,} is the limit")
+        if len(value) > MAX_VALUE_BYTES:
+            raise PayloadTooLarge(
+                f"a value of {len(value):,} serialized bytes is too large: {MAX_VALUE_BYTES:,} is the limit; "
+                "put large data into a Volume (status = '413')"
+            )
