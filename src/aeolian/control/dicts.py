@@ -80,7 +80,8 @@ class Dicts:
             rows = await self._database.read(
                 lambda c, at=after, n=limit: storage.page(c, dict_id, at, n, with_values=with_values)
             )
-            for after, key, value in rows:
+            for digest, key, value in rows:
+                after = digest
                 yield key, value
             if len(rows) < limit:
                 return

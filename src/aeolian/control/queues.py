@@ -46,7 +46,7 @@ class Queues:
         self._sizes: dict[Partition, int] = {}
         """Committed items, and those on their way in."""
         self._expires_at: dict[Partition, float] = {}
-        self._waiting: dict[Partition, deque[asyncio.Future]] = {}
+        self._waiting: dict[Partition, deque[tuple[asyncio.Future, int]]] = {}
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._seq = 0
         self._sweeper: asyncio.Task | None = None
@@ -224,23 +224,22 @@ class Queues:
     def _wake(self, key: Partition, count: int) -> None:
         """As many takers as there are items, in the order of their coming; and all who only look."""
         waiting = self._waiting.get(key)
-        woken = 0
-        while waiting and woken < count:
-            waiter = waiting.popleft()
+        while waiting and count > 0:
+            waiter, takes = waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                woken += getattr(waiter, "takes", 1)
+                count -= takes
         if waiting is not None and not waiting:
             self._waiting.pop(key, None)
 
     async def _changed(self, key: Partition, wait_s: float, *, takes: bool = True) -> None:
         waiter: asyncio.Future = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(key, deque())
+        entry = (waiter, int(takes))
         if takes:
-            waiting.append(waiter)
+            waiting.append(entry)
         else:
-            waiter.takes = 0  # type: ignore[attr-defined]
-            waiting.appendleft(waiter)
+            waiting.appendleft(entry)
         try:
             async with asyncio.timeout(wait_s):
                 await waiter
@@ -252,7 +251,7 @@ class Queues:
             raise
         finally:
             with contextlib.suppress(ValueError):
-                waiting.remove(waiter)
+                waiting.remove(entry)
 
     def _delete_contents(self, connection: Connection, queue_id: str) -> None:
         storage.clear(connection, queue_id)
