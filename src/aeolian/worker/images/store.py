@@ -1,0 +1,135 @@
+"""The images of this node: a description each, over shared layers.
+
+::
+
+    D/layers/<digest>/      a folder tree: what one instruction changed, as overlayfs keeps it
+    D/images/<im-…>.json    layers from the lowest to the topmost, environment, command, Python
+
+A layer is made beside its place and renamed, so one that is there is whole. Layers are named by the digest of what
+made them, so equal steps of different images share one.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from aeolian.domain.errors import NotFound
+from aeolian.worker.images.overlay_files import remove_tree
+
+
+class StoredImage(msgspec.Struct, frozen=True):
+    """An image that containers can be started from."""
+
+    image_id: str
+    layers: tuple[str, ...] = ()
+    """Names below the layers folder, the lowest first."""
+    env: dict[str, str] = {}
+    workdir: str = "/"
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    user: str = ""
+    shell: tuple[str, ...] = ("/bin/sh", "-c")
+    labels: dict[str, str] = {}
+    python: str = ""
+    """Absolute path of the interpreter inside; "" = none."""
+    python_version: str = ""
+    over_host: bool = False
+    """The layers lie over the host's own folders (no base image could be had, or there is no root to mount one)."""
+    info: dict[str, str] = {}
+    """What the server stores as the image's metadata."""
+
+
+class ImageStore:
+    def __init__(self, data_dir: Path):
+        self.layers_folder = data_dir / "layers"
+        self.images_folder = data_dir / "images"
+        for folder in (self.layers_folder, self.images_folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._known: dict[str, StoredImage] = {}
+
+    def get(self, image_id: str) -> StoredImage:
+        """Raises NotFound."""
+        if (known := self._known.get(image_id)) is not None:
+            return known
+        try:
+            image = msgspec.json.decode(
+                (self.images_folder / f"{_checked(image_id)}.json").read_bytes(), type=StoredImage
+            )
+        except (FileNotFoundError, msgspec.MsgspecError):
+            raise NotFound(f"image {image_id} is not on this worker: build it again (`force_build=True`)") from None
+        if not all((self.layers_folder / layer).is_dir() for layer in image.layers):
+            raise NotFound(
+                f"layers of image {image_id} are missing on this worker: build it again (`force_build=True`)"
+            )
+        self._known[image_id] = image
+        return image
+
+    def has(self, image_id: str) -> bool:
+        try:
+            self.get(image_id)
+        except NotFound:
+            return False
+        return True
+
+    def ids(self) -> list[str]:
+        return sorted(path.stem for path in self.images_folder.glob("im-*.json"))
+
+    def put(self, image: StoredImage) -> None:
+        """Whole, or not at all."""
+        path = self.images_folder / f"{_checked(image.image_id)}.json"
+        fresh = path.with_suffix(f".{os.getpid()}.new")
+        fresh.write_bytes(msgspec.json.encode(image))
+        fresh.replace(path)
+        self._known[image.image_id] = image
+
+    def delete(self, image_id: str) -> None:
+        """Its description; layers stay for others."""
+        self._known.pop(image_id, None)
+        (self.images_folder / f"{_checked(image_id)}.json").unlink(missing_ok=True)
+
+    def layer_paths(self, image: StoredImage) -> list[Path]:
+        """The topmost first, as overlayfs wants them."""
+        return [self.layers_folder / layer for layer in reversed(image.layers)]
+
+    def has_layer(self, name: str) -> bool:
+        return (self.layers_folder / name).is_dir()
+
+    def new_folder(self) -> Path:
+        """A private folder on the layers' own disk, for what will be a layer."""
+        folder = self.layers_folder / f".new-{secrets.token_hex(8)}"
+        folder.mkdir(mode=0o700)
+        return folder
+
+    def commit_layer(self, name: str, tree: Path) -> None:
+        """`tree` becomes the layer of that name, unless it is there already."""
+        try:
+            os.rename(tree, self.layers_folder / name)
+        except OSError:
+            if not self.has_layer(name):
+                raise
+            remove_tree(tree)
+
+    async def commit_upper(self, image_id: str, base_image_id: str, upper: Path) -> None:
+        """What a container wrote becomes an image over the one that it was started from (`Image.run_function`)."""
+        base = self.get(base_image_id)
+        name = secrets.token_hex(8)
+        fresh = self.new_folder() / "tree"
+        await asyncio.to_thread(shutil.move, upper, fresh)
+        await asyncio.to_thread(self.commit_layer, name, fresh)
+        await asyncio.to_thread(remove_tree, fresh.parent)
+        self.put(msgspec.structs.replace(base, image_id=image_id, layers=(*base.layers, name)))
+
+    def clear_leftovers(self) -> None:
+        """What a killed builder left behind."""
+        for folder in self.layers_folder.glob(".new-*"):
+            remove_tree(folder)
+
+
+def _checked(image_id: str) -> str:
+    if not image_id.startswith("im-") or not image_id[3:].isalnum():
+        raise NotFound(f"there is no image {image_id!r}")
+    return image_id
