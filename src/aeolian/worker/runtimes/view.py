@@ -78,13 +78,18 @@ def enter_namespaces(user_namespace):
 def enter(view, host="", keep_host=False, own_pids=False):
     """Build the view and make it this process's root. The mount namespace must be private.
 
-    `view`: {"root", "work": folders on the host; "layers": trees, the topmost first; "layers_folder": where
+    `view`: {"root", "work": folders on the host; "upper": where a whole root file system keeps its changes, "" when
+    the layers lie over the host's own folders; "layers": trees, the topmost first; "layers_folder": where
     relative layers lie; "data": a folder of ours that no overlay may cover; "user_namespace": bool;
     "binds": [[source, target, read_only], …]}. `host`: where the host's root is seen now ("" or HOST).
     """
     root, work = host + view["root"], host + view["work"]
     os.makedirs(root, exist_ok=True)
     os.makedirs(work, exist_ok=True)
+    if view.get("upper"):
+        _mount_whole(view, root, host + view["upper"], work, host, own_pids)
+        _finish(view, root, host, keep_host)
+        return
     # Upper and work folders must lie on one mount: reach both around the bind mount that root becomes.
     folders = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (root, work)]
     upper, work = (f"/proc/self/fd/{descriptor}" for descriptor in folders)
@@ -95,6 +100,56 @@ def enter(view, host="", keep_host=False, own_pids=False):
     _assemble(view, layers, root, upper, work, host or "/", own_pids)
     for descriptor in folders:
         os.close(descriptor)
+    _finish(view, root, host, keep_host)
+
+
+def _mount_whole(view, root, upper, work, host, own_pids):
+    """The layers are a whole root file system: nothing of the host's folders is seen."""
+    for folder in (upper, work):
+        os.makedirs(folder, exist_ok=True)
+    os.chdir(host + view["layers_folder"])
+    lower = ":".join(_escaped(layer) for layer in view["layers"])
+    options = (
+        f"lowerdir={lower},upperdir={_escaped(upper)},workdir={_escaped(work)},redirect_dir=on,metacopy=off,index=off"
+    )
+    if view["user_namespace"]:
+        options = f"lowerdir={lower},upperdir={_escaped(upper)},workdir={_escaped(work)},userxattr"
+    mount("overlay", root, "overlay", 0, options)
+    mount("none", root, flags=MS_PRIVATE)
+    for name in (*API_FOLDERS, "tmp", "run"):
+        os.makedirs(f"{root}/{name}", exist_ok=True)
+    if own_pids:
+        mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    else:
+        mount(f"{host}/proc", f"{root}/proc", flags=MS_BIND | MS_REC)
+    mount(f"{host}/sys", f"{root}/sys", flags=MS_BIND | MS_REC)
+    make_read_only(f"{root}/sys")
+    mount_devices(f"{root}/dev", host)
+
+
+def mount_devices(dev, host=""):
+    """A /dev with what every program expects and no disks; GPUs' nodes are bound where the host has them."""
+    mount("tmpfs", dev, "tmpfs", MS_NOSUID, "mode=755,size=64k")
+    gpus = [name for name in os.listdir(f"{host}/dev") if name.startswith("nvidia")]
+    for name in ("null", "zero", "full", "random", "urandom", "tty", "fuse", *gpus):
+        source, target = f"{host}/dev/{name}", f"{dev}/{name}"
+        if not os.path.exists(source) or os.path.isdir(source):
+            continue
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT, 0o666))
+        mount(source, target, flags=MS_BIND)
+    for name, target in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
+                         ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")):  # fmt: skip
+        os.symlink(target, f"{dev}/{name}")
+    for name in ("pts", "shm"):
+        os.mkdir(f"{dev}/{name}")
+    mount("tmpfs", f"{dev}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    try:
+        mount("devpts", f"{dev}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
+    except OSError:
+        mount(f"{host}/dev/pts", f"{dev}/pts", flags=MS_BIND)
+
+
+def _finish(view, root, host, keep_host):
     for source, target, read_only in view["binds"]:
         bind(host + source, root, target, read_only)
     os.makedirs(f"{root}/__modal", exist_ok=True)
