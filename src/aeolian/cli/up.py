@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from aeolian import __version__
-from aeolian.cli import client_token, listening
+from aeolian.cli import listening
 from aeolian.cli.data_lock import DataLock
 from aeolian.cli.front import tls_context
 from aeolian.cli.settings import RuntimeChoice, Settings, create_folders, save
@@ -194,8 +194,6 @@ def up(data_dir: Path, drain_s: float, **options) -> None:
     terminal = Terminal(settings.data_dir / "logs")
     try:
         save(settings)
-        if client_token.ensure(settings):
-            terminal.say("made a token for clients (`aeolian token list` shows it, `aeolian connect` uses it)")
         asyncio.run(supervise(settings, processes(settings, grpc, http, drain_s), terminal))
         terminal.say("stopped")
     finally:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -61,6 +61,8 @@ class Apps:
         self.fleet: Fleet = NoFleet()
         self.when_stopped: list[Callable[[str], None]] = []
         """Called with the id of an app that has come to its end."""
+        self.when_ended: list[Callable[[str], Awaitable[None]]] = []
+        """Awaited with the id of an app that comes to its end: what belongs to it goes, too."""
         self._database = database
         self._clock = clock
         self._environments = environments
@@ -343,6 +345,8 @@ class Apps:
                 await self.fleet.stop_app(app_id, graceful=True)
             except Exception:
                 log.exception("the containers of App %s could not be ended", app_id)
+            for delete in self.when_ended:
+                await delete(app_id)
             app = self._living[app_id].moved_to(AppState.STOPPED)
             await self._update(app)
             for callback in self.when_stopped:

@@ -1,5 +1,7 @@
 """Classes: an id beside the service Function `Cls.*` that does the work."""
 
+from modal_proto import api_pb2
+
 from aeolian.control.apps import Apps
 from aeolian.control.functions import Functions
 from aeolian.domain.caller import Caller
@@ -42,3 +44,12 @@ class Classes:
             names = ", ".join(sorted(layout.classes)[:10]) or "none"
             raise NotFound(f"App '{app_name}' has no class '{tag}' (it has: {names})")
         return class_id
+
+    async def describe(self, class_ids: set[str], caller: Caller) -> dict[str, api_pb2.Object]:
+        """Those of these ids that exist (see `dependencies`)."""
+        owners = await self._database.read(lambda c: storage.apps_of_classes(c, class_ids))
+        return {
+            class_id: api_pb2.Object(object_id=class_id, class_handle_metadata=api_pb2.ClassHandleMetadata())
+            for class_id, app_id in owners.items()
+            if (app := self._apps.known(app_id)) is not None and app.workspace == caller.workspace
+        }

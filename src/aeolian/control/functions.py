@@ -183,6 +183,14 @@ class Functions:
         definition = self._definitions.get(base.draft_definition_id)
         return self.handle_at(row, definition), self._data(row, definition)
 
+    async def describe(self, function_ids: set[str], caller: Caller) -> dict[str, api_pb2.Object]:
+        """Those of these ids that the caller may call (see `dependencies`)."""
+        return {
+            function_id: api_pb2.Object(object_id=function_id, function_handle_metadata=self.handle(function_id))
+            for function_id in function_ids
+            if self.has(function_id) and self._workspace(self.row(function_id)) == caller.workspace
+        }
+
     def layout(self, app_id: str) -> Layout:
         """The live layout of an app; empty before the first publication."""
         return self._index.layout(app_id)

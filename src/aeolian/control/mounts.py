@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from modal_proto import api_pb2
+
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.containers import MountFile, MountSpec
@@ -175,6 +177,18 @@ class Mounts:
         if len(self._specs) > MAX_CACHED_SPECS:
             self._specs.popitem(last=False)
         return spec
+
+    async def describe(self, mount_ids: set[str], caller: Caller) -> dict[str, api_pb2.Object]:
+        """Those of these ids that exist (see `dependencies`). A mount belongs to whoever knows its content."""
+        found = await self._database.read(lambda c: [storage.get_mount(c, mount_id) for mount_id in mount_ids])
+        return {
+            row.mount_id: api_pb2.Object(
+                object_id=row.mount_id,
+                mount_handle_metadata=api_pb2.MountHandleMetadata(content_checksum_sha256_hex=row.checksum),
+            )
+            for row in found
+            if row is not None
+        }
 
     def _row_of(self, uploaded: list[UploadedFile]) -> storage.MountRow:
         files: dict[str, MountFile] = {}

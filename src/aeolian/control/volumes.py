@@ -7,6 +7,7 @@ import re
 from functools import partial
 from typing import Protocol
 
+from modal_proto import api_pb2
 from sqlalchemy.engine import Connection
 
 from aeolian.control.volume_edits import existing_volume, no_such_volume
@@ -88,7 +89,25 @@ class Volumes:
 
         await self._database.write(delete)
 
+    async def delete_in(self, environment_id: str) -> None:
+        """The environment goes, and its volumes with it."""
+
+        def delete(connection: Connection) -> None:
+            for volume_id in storage.ids_in(connection, environment_id):
+                storage.delete_volume(connection, volume_id)
+
+        await self._database.write(delete)
+
     # ---- volumes ----------------------------------------------------------------------------------------
+
+    async def describe(self, volume_ids: set[str], caller: Caller) -> dict[str, api_pb2.Object]:
+        """Those of these ids that exist (see `dependencies`)."""
+        found = await self._database.read(lambda c: [storage.get_volume(c, volume_id) for volume_id in volume_ids])
+        return {
+            volume.volume_id: api_pb2.Object(object_id=volume.volume_id, volume_metadata=metadata_of(volume))
+            for volume in found
+            if volume is not None and volume.created_by == caller.workspace
+        }
 
     async def lookup(self, name: str, environment_name: str, caller: Caller) -> Volume:
         """Raises NotFound."""
@@ -237,3 +256,12 @@ def _check_options(volume: Volume, options: dict[str, str] | None) -> None:
         raise FailedPrecondition(
             f"Volume {volume.name!r} exists with other options ({volume.options}) than those asked for ({options})"
         )
+
+
+def metadata_of(volume: Volume) -> api_pb2.VolumeMetadata:
+    """What clients and containers are told of a volume."""
+    return api_pb2.VolumeMetadata(
+        version=volume.fs_version,  # type: ignore[arg-type]
+        name=volume.name,
+        creation_info=api_pb2.CreationInfo(created_at=volume.created_at, created_by=volume.created_by),
+    )

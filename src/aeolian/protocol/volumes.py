@@ -6,11 +6,10 @@ from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from aeolian.control.volume_contents import BlockFile, StoredFile, VolumeContents
-from aeolian.control.volumes import Volumes
+from aeolian.control.volumes import Volumes, metadata_of
 from aeolian.domain.caller import Caller
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument
 from aeolian.domain.volumes import EntryKind, VolumeEntry
-from aeolian.storage.volumes import Volume
 
 IF_EXISTS = {
     api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING: "return",
@@ -37,7 +36,7 @@ class VolumeRpcs:
     ) -> api_pb2.VolumeGetOrCreateResponse:
         volume = await self._get_or_create(request, caller)
         return api_pb2.VolumeGetOrCreateResponse(
-            volume_id=volume.volume_id, version=volume.fs_version, metadata=_metadata(volume)
+            volume_id=volume.volume_id, version=volume.fs_version, metadata=metadata_of(volume)
         )
 
     async def _get_or_create(self, request: api_pb2.VolumeGetOrCreateRequest, caller: Caller) -> Volume:
@@ -70,7 +69,7 @@ class VolumeRpcs:
         self, request: api_pb2.VolumeGetByIdRequest, caller: Caller
     ) -> api_pb2.VolumeGetByIdResponse:
         volume = await self._volumes.get(request.volume_id)
-        return api_pb2.VolumeGetByIdResponse(volume_id=volume.volume_id, metadata=_metadata(volume))
+        return api_pb2.VolumeGetByIdResponse(volume_id=volume.volume_id, metadata=metadata_of(volume))
 
     async def VolumeHeartbeat(self, request: api_pb2.VolumeHeartbeatRequest, caller: Caller) -> Empty:
         await self._volumes.heartbeat(request.volume_id)
@@ -89,7 +88,7 @@ class VolumeRpcs:
                     label=volume.name,
                     volume_id=volume.volume_id,
                     created_at=volume.created_at,
-                    metadata=_metadata(volume),
+                    metadata=metadata_of(volume),
                 )
                 for volume in volumes
             ],
@@ -202,14 +201,6 @@ class VolumeRpcs:
         return FailedPrecondition(
             f"Volume {volume_id} is not mounted here: {verb} it inside a container that mounts it"
         )
-
-
-def _metadata(volume: Volume) -> api_pb2.VolumeMetadata:
-    return api_pb2.VolumeMetadata(
-        version=volume.fs_version,
-        name=volume.name,
-        creation_info=api_pb2.CreationInfo(created_at=volume.created_at, created_by=volume.created_by),
-    )
 
 
 def _file_entry(entry: VolumeEntry) -> api_pb2.FileEntry:

@@ -33,6 +33,8 @@ class Start:
     """The Unix socket on which the worker answers this container's RPCs; it listens before the runtime starts."""
     env: dict[str, str] = field(default_factory=dict)
     binds: list[Bind] = field(default_factory=list)
+    layers: list[Path] = field(default_factory=list)
+    """Trees that lie over the image's layers, the topmost first (Mounts)."""
     rootfs: Path | None = None
     """A mounted, writable root file system (native, gvisor); None: the host's own files (process)."""
     upper: Path | None = None

@@ -41,7 +41,7 @@ class ImageHook:
         work = start.folder / "work"
         for folder in (start.rootfs, work):
             folder.mkdir()
-        layers = self._store.layer_paths(image)
+        layers = [*start.layers, *self._store.layer_paths(image)]
         await asyncio.to_thread(mounting.mount_overlay, layers, start.upper, work, start.rootfs)
 
     async def undo(self, start: Start) -> None:

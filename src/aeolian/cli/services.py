@@ -1,0 +1,274 @@
+"""Every service of the server, made once, told of the others, opened and closed in order."""
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from modal_proto import api_pb2
+
+from aeolian.cli import client_token
+from aeolian.cli.client_token import ClientToken
+from aeolian.cli.settings import Settings
+from aeolian.control.apps import Apps
+from aeolian.control.autoscaling import Autoscaling
+from aeolian.control.blobs import Blobs
+from aeolian.control.call_history import CallHistory
+from aeolian.control.calls import Calls
+from aeolian.control.classes import Classes
+from aeolian.control.container_specs import ContainerSpecs
+from aeolian.control.containers import Containers
+from aeolian.control.data_channels import DataChannels
+from aeolian.control.definitions import WebFunction
+from aeolian.control.dependencies import Dependencies
+from aeolian.control.deployments import Deployments
+from aeolian.control.dicts import Dicts
+from aeolian.control.environments import Environments
+from aeolian.control.function_changes import FunctionChanges
+from aeolian.control.functions import Functions
+from aeolian.control.images import Images
+from aeolian.control.log_history import LogHistory
+from aeolian.control.logs import AppLogs
+from aeolian.control.mounts import Mounts
+from aeolian.control.pools import Pools
+from aeolian.control.queues import Queues
+from aeolian.control.secrets import Secrets
+from aeolian.control.signed_urls import SignedUrls, load_key
+from aeolian.control.tokens import Tokens
+from aeolian.control.volume_commits import VolumeCommits
+from aeolian.control.volume_contents import VolumeContents
+from aeolian.control.volumes import Volumes
+from aeolian.control.workers import Workers
+from aeolian.domain.caller import Caller
+from aeolian.domain.calls import Tickets
+from aeolian.domain.clock import SystemClock
+from aeolian.domain.errors import FailedPrecondition
+from aeolian.gateway.app import Gateway
+from aeolian.gateway.blobs import BlobRoutes
+from aeolian.gateway.volumes import VolumeRoutes
+from aeolian.protocol.apps import AppRpcs
+from aeolian.protocol.blobs import BlobRpcs
+from aeolian.protocol.calls import CallRpcs
+from aeolian.protocol.classes import ClassRpcs
+from aeolian.protocol.containers import ContainerRpcs
+from aeolian.protocol.dicts import DictRpcs
+from aeolian.protocol.environments import EnvironmentRpcs
+from aeolian.protocol.functions import FunctionRpcs
+from aeolian.protocol.images import ImageRpcs
+from aeolian.protocol.logs import LogRpcs
+from aeolian.protocol.mounts import MountRpcs
+from aeolian.protocol.queues import QueueRpcs
+from aeolian.protocol.secrets import SecretRpcs
+from aeolian.protocol.volumes import VolumeRpcs
+from aeolian.protocol.worker_link import ContainerCallers, WorkerCalls, WorkerLinks, worker_token
+from aeolian.protocol.worker_volumes import WorkerVolumeCalls
+from aeolian.protocol.workspace import WorkspaceRpcs
+from aeolian.storage import calls as calls_storage
+from aeolian.storage import keys, migrate
+from aeolian.storage.blobs import FileBlobStore
+from aeolian.storage.database import Database
+from aeolian.storage.files import ContentStore
+from aeolian.storage.volume_files import VolumeFiles
+from aeolian.worker.interpreters import Interpreters, StandalonePythons
+from aeolian.worker.link import TASK_KEY
+
+log = logging.getLogger(__name__)
+
+
+def no_web_url(function: WebFunction) -> str:
+    """Web endpoints are not served yet: clients are told no address."""
+    return ""
+
+
+class Services:
+    """`async with Services(settings):` — everything that the server does, but for its sockets."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._stack = contextlib.AsyncExitStack()
+        clock = SystemClock()
+        self.database = database = Database(migrate.normalized(settings.database))
+        self.tokens = Tokens(database, clock, keys.load_or_create(settings.keys_dir, "tokens"))
+        self.environments = environments = Environments(database, clock)
+        self.logs = AppLogs(database, clock)
+        self.apps = Apps(database, clock, environments, self.logs)
+        self.functions = Functions(database, self.apps, no_web_url)
+        self.logs.root_function_of = self.functions.base_function_id
+        urls = SignedUrls(load_key(settings.keys_dir), settings.http_url, clock)
+        content = ContentStore(settings.content_dir)
+        self.blobs = Blobs(FileBlobStore(settings.blobs_dir), urls)
+        pythons = StandalonePythons(settings.data_dir, Interpreters(settings.data_dir))
+        self.mounts = Mounts(database, clock, content, self.blobs, environments, pythons)
+        self.secrets = Secrets(database, clock, environments, keys.load_or_create(settings.keys_dir, "secrets"))
+        self.dicts = Dicts(database, clock, environments)
+        self.queues = Queues(database, clock, environments)
+        volume_files = VolumeFiles(settings.volumes_dir / "content")
+        self.volumes = Volumes(database, clock, environments)
+        self.contents = VolumeContents(database, clock, volume_files, content, urls)
+        self.commits = VolumeCommits(database, clock, volume_files)
+        self.workers = Workers()
+        self.pools = Pools(clock, self.functions, self.workers)
+        self.calls = Calls(database, clock, self.apps, self.functions, self.pools)
+        self.pools.payloads_of = self.calls.payloads_of
+        self.channels = DataChannels(database, clock, self.calls)
+        self.images = Images(
+            database, clock, environments, self.workers, self.mounts, self.secrets, self.functions, self.calls
+        )
+        specs = ContainerSpecs(
+            self.functions, self.mounts, self.secrets, self.images, workspace=settings.workspace
+        )
+        self.containers = Containers(
+            database,
+            clock,
+            self.apps,
+            self.functions,
+            self.calls,
+            self.pools,
+            self.workers,
+            specs,
+            self.logs,
+        )
+        self.autoscaling = Autoscaling(clock, self.functions, self.pools, self.containers)
+        self.classes = Classes(database, clock, self.apps, self.functions)
+        dependencies = Dependencies(
+            {
+                "im": self.images.describe,
+                "mo": self.mounts.describe,
+                "st": self.secrets.objects.describe,
+                "vo": self.volumes.describe,
+                "di": self.dicts.objects.describe,
+                "qu": self.queues.objects.describe,
+                "fu": self.functions.describe,
+                "cs": self.classes.describe,
+            }
+        )
+        self.changes = FunctionChanges(database, clock, self.apps, self.functions, dependencies, no_web_url)
+        self.deployments = Deployments(database, clock, self.apps, self.functions)
+        self._clock = clock
+        self._tickets = Tickets(keys.load_or_create(settings.keys_dir, "tickets"))
+        self._token = worker_token(settings.keys_dir)
+        self._callers = ContainerCallers(self._token, self.containers, self.apps, workspace=settings.workspace)
+        self.gateway = Gateway([*BlobRoutes(self.blobs).routes(), *VolumeRoutes(self.contents).routes()])
+        self.links = WorkerLinks(
+            self._token,
+            self.containers,
+            self.pools,
+            self.calls,
+            self.workers,
+            self.logs,
+            self.images,
+            self.images.worker_connected,
+        )
+        self.worker_calls = WorkerCalls(self._token, WorkerVolumeCalls(self.commits))
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """What one noun must hear of another."""
+        self.apps.fleet = self.containers
+        self.calls.when_idle = self.apps.work_finished
+        self.changes.when_rescaled.append(self.pools.unsettle)
+        owners = (self.secrets.objects, self.dicts.objects, self.queues.objects, self.volumes)
+        for owner in owners:
+            self.apps.when_ended.append(owner.delete_owned_by)
+        self.environments.when_renamed.append(self.apps.environment_renamed)
+        self.environments.when_deleted.append(self.apps.stop_all_in)
+        for owner in owners:
+            self.environments.when_deleted.append(_without_who(owner.delete_in))
+        self.environments.when_deleted.append(_without_who(self.images.delete_names_in))
+
+    # ---- life -------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> "Services":
+        stack = self._stack
+        self.database.open()
+        stack.push_async_callback(self.database.close)
+        await self.environments.load()
+        await self.tokens.load()
+        await self._ensure_client_token()
+        for service in (
+            self.logs,
+            self.secrets.objects,
+            self.dicts.objects,
+            self.queues,
+            self.volumes,
+            self.contents,
+        ):
+            await service.open()
+            stack.push_async_callback(service.close)
+        await self.apps.load()
+        await self.functions.load()
+        await self.blobs.open(self._clock, self._blobs_in_use)
+        stack.push_async_callback(self.blobs.close)
+        stack.push_async_callback(self.calls.close)
+        await self.images.open()
+        stack.push_async_callback(self.images.close)
+        await self.containers.load()
+        stack.push_async_callback(self.containers.close)
+        await self.calls.start_sweeping()
+        self.autoscaling.start()
+        stack.push_async_callback(self.autoscaling.close)
+        await self.apps.start()
+        stack.push_async_callback(self.apps.close)
+        self.containers.keep_warm()
+        return self
+
+    async def __aexit__(self, *error) -> None:
+        await self._stack.aclose()
+
+    async def _ensure_client_token(self) -> None:
+        """The token that `aeolian connect` hands out: made at the first start, and when it was lost."""
+        with contextlib.suppress(FailedPrecondition):
+            token = client_token.load(self._settings)
+            if any(known.token_id == token.token_id for known in await self.tokens.all()):
+                return
+        token_id, secret = await self.tokens.create("first", self._settings.workspace)
+        client_token.save(self._settings, ClientToken(token_id, secret))
+        log.info("made a token for clients: `aeolian connect` uses it")
+
+    async def _blobs_in_use(self) -> set[str]:
+        def read(connection) -> set[str]:
+            inputs = map(api_pb2.FunctionInput.FromString, calls_storage.unfinished_payloads(connection))
+            return {item.args_blob_id for item in inputs if item.args_blob_id}
+
+        return await self.database.read(read)
+
+    # ---- for the sockets --------------------------------------------------------------------------------
+
+    async def authenticate(self, metadata: dict[str, Any]) -> Caller:
+        if TASK_KEY in metadata:
+            return await self._callers.authenticate(metadata)
+        return await self.tokens.authenticate(metadata)
+
+    def resources(self) -> list[object]:
+        """What answers the ModalClient RPCs."""
+        return [
+            AppRpcs(self.apps, self.deployments, self.functions, self._settings.http_url),
+            BlobRpcs(self.blobs),
+            CallRpcs(
+                self.calls,
+                self.channels,
+                CallHistory(self.database, self.calls, self.functions),
+                self.functions,
+                self.blobs,
+                self._tickets,
+            ),
+            ClassRpcs(self.classes),
+            ContainerRpcs(self.containers, self.pools, self.apps, self.functions),
+            DictRpcs(self.dicts),
+            EnvironmentRpcs(self.environments),
+            FunctionRpcs(self.functions, self.changes),
+            ImageRpcs(self.images),
+            LogRpcs(self.apps, self.logs, LogHistory(self.database), self._clock, self.containers.app_of_task),
+            MountRpcs(self.mounts, self._clock),
+            QueueRpcs(self.queues),
+            SecretRpcs(self.secrets, self.environments),
+            VolumeRpcs(self.volumes, self.contents),
+            WorkspaceRpcs(self.tokens, self.apps, self.functions),
+        ]
+
+
+def _without_who(delete: Callable[[str], Awaitable[None]]) -> Callable[[str, str], Awaitable[None]]:
+    async def call(environment_id: str, who: str) -> None:
+        await delete(environment_id)
+
+    return call
