@@ -10,6 +10,7 @@ from aeolian.control.volumes import Volumes, metadata_of
 from aeolian.domain.caller import Caller
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument
 from aeolian.domain.volumes import EntryKind, VolumeEntry
+from aeolian.storage.volumes import Volume
 
 IF_EXISTS = {
     api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING: "return",
