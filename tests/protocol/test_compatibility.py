@@ -14,6 +14,10 @@ def test_every_rpc_is_listed_once_with_a_status():
     assert "FunctionCreate" in built
 
 
+def test_what_a_worker_answers_for_its_containers_is_built():
+    assert {"FunctionGetInputs", "FunctionPutOutputs", "ContainerHello", "TaskResult", "VolumeCommit"} <= built_rpcs()
+
+
 def test_what_is_out_of_scope_exists_has_one_reason_and_is_not_built_after_all():
     names = [name for group in OUT_OF_SCOPE.values() for name in group]
     assert len(names) == len(set(names))

@@ -1,7 +1,8 @@
 """Writes `docs/compatibility.md`: every RPC of the protocol, and whether Aeolian answers it.
 
-`built` is what the resource modules define, found as the server finds it (`service.collect`); nobody writes it down.
-Only why something is planned or out of scope is told here.
+`built` is what the resource modules of this room define, and what a worker answers for its containers; both are
+found as the server finds them (`service.collect`), nobody writes them down. Only why something is planned or out of
+scope is told here.
 
     python -m aeolian.protocol.compatibility docs/compatibility.md
 """
@@ -9,6 +10,7 @@ Only why something is planned or out of scope is told here.
 import importlib
 import importlib.metadata
 import inspect
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -17,15 +19,18 @@ from typing import NamedTuple
 from google.protobuf.descriptor import ServiceDescriptor
 from modal_proto import api_pb2, task_command_router_pb2
 
-import aeolian
+import aeolian.protocol
 from aeolian.protocol.service import collect
+from aeolian.worker.container import WorkerContainer
+from aeolian.worker.container_inputs import ContainerInputs
+from aeolian.worker.volume_rpcs import WorkerVolumeRpcs
 
 SERVICES: tuple[ServiceDescriptor, ...] = (
     api_pb2.DESCRIPTOR.services_by_name["ModalClient"],
     task_command_router_pb2.DESCRIPTOR.services_by_name["TaskCommandRouter"],
 )
-SOURCES = Path(aeolian.__file__).parent
-DEFINES_RPCS = re.compile(r"^class (\w+Rpcs)\b", re.MULTILINE)
+WORKER_ANSWERS = (ContainerInputs, WorkerContainer, WorkerVolumeRpcs)
+"""Classes whose methods a worker answers RPCs of its containers with (`worker/container.py`)."""
 
 NEVER_CALLED = "no released SDK calls it"
 ACCOUNT = "part of the hosted service's business, which a self-hosted cloud has no counterpart for"
@@ -34,14 +39,14 @@ OLD = "only SDKs before 1.5 called it, for a command that needs the hosted servi
 
 OUT_OF_SCOPE: dict[str, tuple[str, ...]] = {
     NEVER_CALLED: (
-        *("AppDeploy", "AppGetObjects", "AppLookup", "AppSetObjects"),
+        *("AppDeploy", "AppGetObjects", "AppSetObjects"),
         *("ContainerExec", "ContainerExecGetOutput", "ContainerExecWait", "ContainerLog"),
         *("DomainCertificateVerify", "DomainCreate", "DomainList"),
         *("EnvironmentGetBudget", "EnvironmentSetBudget", "EnvironmentSetDefaultMemberRole", "EnvironmentSetManaged"),
         *("FunctionAsyncInvoke", "FunctionBlobGet", "FunctionCallList", "FunctionGetSerialized"),
         *("ProxyAddIp", "ProxyCreate", "ProxyDelete", "ProxyGetOrCreate", "ProxyList", "ProxyRemoveIp"),
         *("SandboxGetResourceUsage", "SandboxGetStatsV2", "SandboxSetOutboundPolicy", "SandboxSetOutboundPolicyV2"),
-        *("SandboxSnapshotFsAsync", "SandboxSnapshotFsAsyncGet", "SharedVolumeListFiles", "TaskCurrentInputs"),
+        *("SandboxSnapshotFsAsync", "SandboxSnapshotFsAsyncGet", "SharedVolumeListFiles"),
         *("UserGroupEnvironmentSet", "VolumeGetFile", "WebhookTokenEnvironmentList"),
         "WorkspaceSetDefaultEnvironmentSettings",
     ),
@@ -66,6 +71,9 @@ PLANNED_WITH: tuple[tuple[str, str], ...] = (
     (r"ServiceUser|Workspace|Token|WebhookToken|Environment.*Role", "accounts and tokens for teams"),
     (r"Proxy", "proxies with a fixed address"),
     (r"Tunnel", "tunnels"),
+    (r"Image", "images"),
+    (r"ContainerExecPutInput|FunctionStartPtyShell", "interactive shells"),
+    (r"CliCommandSuggest", "suggestions for mistyped commands"),
 )
 """Patterns of RPC names, first match, and the feature that they come with."""
 
@@ -96,14 +104,15 @@ def _entry(name: str, service: ServiceDescriptor, built: set[str], reasons: dict
 
 
 def built_rpcs() -> set[str]:
-    """The RPCs that any resource module defines: the server's, and those that the worker answers for its containers."""
+    """The RPCs that the server's resource modules define, and those that workers answer themselves."""
     found: set[str] = set()
-    for path in sorted(SOURCES.rglob("*.py")):
-        names = [name for name in DEFINES_RPCS.findall(path.read_text()) if path.name != "service.py"]
-        if not names:
-            continue
-        module = importlib.import_module(".".join(("aeolian", *path.relative_to(SOURCES).with_suffix("").parts)))
-        found.update(*(collect([getattr(module, name)]) for name in names if inspect.isclass(getattr(module, name))))
+    for info in pkgutil.iter_modules(aeolian.protocol.__path__):
+        module = importlib.import_module(f"aeolian.protocol.{info.name}")
+        for name, resource in inspect.getmembers(module, inspect.isclass):
+            if name.endswith("Rpcs") and resource.__module__ == module.__name__:
+                found.update(collect([resource]))
+    for resource in WORKER_ANSWERS:
+        found.update(collect([resource]))
     return found
 
 

@@ -70,8 +70,8 @@ class WorkerContainer:
             "FunctionGetInputs": self._inputs.FunctionGetInputs,
             "FunctionPutOutputs": self._inputs.FunctionPutOutputs,
             "ContainerHeartbeat": self._inputs.ContainerHeartbeat,
-            "ContainerHello": self._hello,
-            "TaskResult": self._take_result,
+            "ContainerHello": self.ContainerHello,
+            "TaskResult": self.TaskResult,
             **volume_rpcs,
         }
         self._service = ContainerService(spec.task_id, token, channel, own)
@@ -229,10 +229,10 @@ class WorkerContainer:
 
     # ---- what the container says ------------------------------------------------------------------------
 
-    async def _hello(self, raw: bytes, key: str) -> bytes:
+    async def ContainerHello(self, raw: bytes, key: str) -> bytes:
         return b""
 
-    async def _take_result(self, raw: bytes, key: str) -> bytes:
+    async def TaskResult(self, raw: bytes, key: str) -> bytes:
         """User code could not be imported, or a lifecycle hook failed; the process ends by itself after this."""
         self._task_result = api_pb2.TaskResultRequest.FromString(raw).result.SerializeToString()
         return b""
