@@ -114,9 +114,7 @@ class Services:
         self.images = Images(
             database, clock, environments, self.workers, self.mounts, self.secrets, self.functions, self.calls
         )
-        specs = ContainerSpecs(
-            self.functions, self.mounts, self.secrets, self.images, workspace=settings.workspace
-        )
+        specs = ContainerSpecs(self.functions, self.mounts, self.secrets, self.images, workspace=settings.workspace)
         self.containers = Containers(
             database,
             clock,

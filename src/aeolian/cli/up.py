@@ -1,6 +1,7 @@
 """`aeolian up`: everything on one machine, in the foreground."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -99,6 +100,8 @@ def processes(settings: Settings, grpc: socket.socket, http: socket.socket, drai
 
 async def supervise(settings: Settings, specs: list[ChildSpec], terminal: Terminal) -> None:
     """Run until Ctrl-C or SIGTERM, then drain; a second one ends the drain. Raises GaveUp."""
+    # The worker forks beside gRPC's threads, into programs of their own: nothing of gRPC is used after the fork.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     record = settings.run_dir / "processes.json"
     end_leftovers(record, terminal.say)
     supervisor = Supervisor(specs, record, on_line=terminal.line, say=terminal.say)

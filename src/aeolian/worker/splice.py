@@ -176,8 +176,7 @@ class _Client(_End):
         self._lost: asyncio.Future | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport  # type: ignore[assignment]  # uvloop's are no asyncio.Transport
         self._accept(self)
 
     def data_received(self, data: bytes) -> None:
@@ -218,8 +217,7 @@ class _Server(_End):
         self._ends = ends
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport  # type: ignore[assignment]  # uvloop's are no asyncio.Transport
         if self._client.is_lost:
             transport.abort()
             return

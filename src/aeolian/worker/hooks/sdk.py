@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from aeolian.domain.containers import MountSpec
 from aeolian.domain.errors import FailedPrecondition
 from aeolian.worker.hooks.base import Bind, Start
-from aeolian.worker.sdk import DEPENDENCIES_TARGET, PACKAGES_TARGET, SdkStore, host_libc
+from aeolian.worker.sdk import DEPENDENCIES_TARGET, PACKAGES_TARGET, SdkStore
 
 SITE_TARGET = "/__modal/site"
 VERSIONED = re.compile(r"python(3\.\d{1,2}t?)")
@@ -18,21 +18,21 @@ MAX_LINKS = 40
 
 
 class SdkHook:
-    """`series_of` says which Python series (`3.11`) an image without a root file system has."""
+    """`python_of` says which (Python series, libc) a container has whose root file system is not mounted yet."""
 
     name = "sdk"
 
-    def __init__(self, store: SdkStore, series_of: Callable[[Start], str] | None = None):
+    def __init__(self, store: SdkStore, python_of: Callable[[Start], tuple[str, str]] | None = None):
         self._store = store
-        self._series_of = series_of
+        self._python_of = python_of
 
     async def apply(self, start: Start) -> None:
         spec = start.spec
         if not spec.sdk_version:
             return
         if start.rootfs is None:
-            assert self._series_of is not None, "an image without a root file system needs series_of"
-            series, libc = self._series_of(start), host_libc()
+            assert self._python_of is not None, "without a mounted root file system python_of is needed"
+            series, libc = self._python_of(start)
         else:
             series, libc = await asyncio.to_thread(_python_of, start.rootfs, start.python)
         packages = await self._store.packages(spec.sdk_version, series)

@@ -1,7 +1,7 @@
 """The `process` runtime: containers are processes forked from one that has the SDK imported. No isolation.
 
 Where the host allows mount namespaces (root, or user namespaces), each container has a view of its own: the
-image's layers over the host's folders, private /root and /tmp, binds at any path (`view.py`). Elsewhere the
+image's own root file system or its layers over the host's folders, binds at any path (`view.py`). Elsewhere the
 container sees the host as it is, and only what lies below /root can be shown to it (`portable.py`).
 """
 
@@ -17,20 +17,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from aeolian.domain.errors import AeolianError
+from aeolian.domain.errors import AeolianError, FailedPrecondition
 from aeolian.worker.hooks.base import Bind, Hook, Start
+from aeolian.worker.hooks.image import DEFAULT_PATH, ImageHook
 from aeolian.worker.hooks.sdk import SITE_TARGET, SdkHook, brings_own_sdk
+from aeolian.worker.images.store import ImageStore, StoredImage
 from aeolian.worker.runtimes.base import runtime_folder
 from aeolian.worker.runtimes.fork_server import ForkedContainer, Zygote, ZygoteConfig
-from aeolian.worker.runtimes.host_images import HostImage, HostImageHook, HostImages
-from aeolian.worker.runtimes.portable import portable_start
+from aeolian.worker.runtimes.portable import make_portable, site_packages_of
 from aeolian.worker.runtimes.view import PRIVATE
-from aeolian.worker.sdk import DEPENDENCIES_TARGET, PACKAGES_TARGET, SdkStore
+from aeolian.worker.sdk import DEPENDENCIES_TARGET, PACKAGES_TARGET, SdkStore, host_libc
 
 log = logging.getLogger(__name__)
 
 ENTRYPOINT_ARGV = ("python", "-m", "modal._container_entrypoint")
 MAX_ZYGOTES = 8
+LAST_WITH_DEPENDENCIES = "2024.10"
+"""Images of later builder versions do not hold what the SDK depends on: it is mounted."""
 SOCKET_TARGET = "/__modal/worker.sock"
 ARGUMENTS_TARGET = "/__modal/arguments.pb"
 OF_ZYGOTE = frozenset([PACKAGES_TARGET, DEPENDENCIES_TARGET, SITE_TARGET])
@@ -69,17 +72,25 @@ class Capabilities(NamedTuple):
 
 
 class ProcessRuntime:
-    """`hooks`: those of mounts, volumes and the like, between the image's and the start."""
+    """`layers`: hooks before the image's (Mounts); `hooks`: those after the SDK's (Volumes and the like)."""
 
     name = "process"
 
-    def __init__(self, data_dir: Path, images: HostImages, sdk: SdkStore, hooks: Sequence[Hook] = ()):
+    def __init__(
+        self,
+        data_dir: Path,
+        images: ImageStore,
+        sdk: SdkStore,
+        *,
+        layers: Sequence[Hook] = (),
+        hooks: Sequence[Hook] = (),
+    ):
         self._data_dir = data_dir
         self._folder = runtime_folder(data_dir, "process")
         self._images = images
         self._sdk = sdk
-        self._hooks = [HostImageHook(images), SdkHook(sdk, self._series_of), *hooks]
-        self._capabilities = Capabilities(False)
+        self._hooks = [*layers, ImageHook(images, mounts=False), SdkHook(sdk, self._python_of), *hooks]
+        self.capabilities = Capabilities(False)
         self._zygotes: OrderedDict[tuple, asyncio.Task[Zygote]] = OrderedDict()
         self._watchers: set[asyncio.Task] = set()
         self._num_zygotes = 0
@@ -88,13 +99,12 @@ class ProcessRuntime:
     async def open(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self._folder / "zygotes", True)
         (self._folder / "zygotes").mkdir()
-        self._capabilities = await find_capabilities(self._folder)
-        self._images.capabilities = self._capabilities
+        self.capabilities = await find_capabilities(self._folder)
         log.warning(
-            "THE PROCESS RUNTIME DOES NOT ISOLATE: containers run as this user (uid %d), see this host's files, devices, "
-            "processes and network, and have no limits. Run only code that you would run yourself. (%s)",
+            "THE PROCESS RUNTIME DOES NOT ISOLATE: containers run as this user (uid %d), use this host's devices, "
+            "network and memory, and have no limits. Run only code that you would run yourself. (%s)",
             os.getuid(),
-            "private mount namespaces" if self._capabilities.has_views else f"no views: {self._capabilities.problem}",
+            "private mount namespaces" if self.capabilities.has_views else f"no views: {self.capabilities.problem}",
         )
 
     async def close(self) -> None:
@@ -117,9 +127,10 @@ class ProcessRuntime:
             return
         try:
             image = self._images.get(image_id)
-            binds = [Bind(await self._sdk.packages(sdk_version, image.series), PACKAGES_TARGET)]
-            if image.mounts_client_dependencies:
-                folder = await self._sdk.dependencies(sdk_version, builder_version, image.series)
+            series, libc = self._series_of(image)
+            binds = [Bind(await self._sdk.packages(sdk_version, series), PACKAGES_TARGET)]
+            if builder_version > LAST_WITH_DEPENDENCIES:
+                folder = await self._sdk.dependencies(sdk_version, builder_version, series, libc)
                 binds.append(Bind(folder, DEPENDENCIES_TARGET))
             await self._zygote(image, binds, preload=True)
         except AeolianError as error:
@@ -137,15 +148,28 @@ class ProcessRuntime:
         env, binds = self._wired(start)
         argv = [start.python if start.spec.argv[0] == "python" else start.spec.argv[0], *start.spec.argv[1:]]
         request = {"argv": argv, "env": env, "cwd": start.cwd, "fork": forks and zygote.is_preloaded, "view": None}
-        if not self._capabilities.has_views:
-            await asyncio.to_thread(portable_start, start, image, request, binds)
+        if not self.capabilities.has_views:
+            await asyncio.to_thread(make_portable, start, self._images.layer_paths(image), request, binds)
             return await ForkedContainer.start(zygote, request)
-        start.upper = start.folder / "root"
-        request["view"] = self._view(start.folder, image, [*self._interpreter_binds(image), *binds])
+        if image.over_host:
+            start.upper = start.folder / "root"  # what is written anywhere is one tree
+        layers = [*start.layers, *self._images.layer_paths(image)]
+        binds = [*_host_files(image), *self._interpreter_binds(image), *binds]
+        request["view"] = self._view(start.folder, image, layers, binds)
         return await ForkedContainer.start(zygote, request, start.folder / "work")
 
-    def _series_of(self, start: Start) -> str:
-        return self._images.get(start.spec.image_id).series
+    def _python_of(self, start: Start) -> tuple[str, str]:
+        return self._series_of(self._images.get(start.spec.image_id))
+
+    def _series_of(self, image: StoredImage) -> tuple[str, str]:
+        """(series, libc) of the image's Python. Raises FailedPrecondition when it has none."""
+        if not image.python:
+            raise FailedPrecondition(
+                f"image {image.image_id} has no Python: add one by `add_python`, or use an image that has it"
+            )
+        series = ".".join(image.python_version.split(".")[:2])
+        has_musl = any(next(layer.glob("lib/ld-musl-*"), None) for layer in self._images.layer_paths(image))
+        return series, "musllinux" if has_musl else host_libc()
 
     def _wired(self, start: Start) -> tuple[dict[str, str], list[Bind]]:
         """The container's environment, and its binds: where it finds its socket and its arguments."""
@@ -166,26 +190,32 @@ class ProcessRuntime:
             binds.append(Bind(arguments, env["MODAL_CONTAINER_ARGUMENTS_PATH"]))
         return env, binds
 
-    def _view(self, folder: Path, image: HostImage | None, binds: Sequence[Bind]) -> dict:
+    def _view(self, folder: Path, image: StoredImage | None, layers: Sequence[Path], binds: Sequence[Bind]) -> dict:
+        """What `view.enter` takes. An image of its own hides the host's folders; else its layers lie over them."""
+        is_whole = image is not None and not image.over_host
         return {
-            "root": str(folder / "root"),
+            "root": str(folder / ("rootfs" if is_whole else "root")),
+            "upper": str(folder / "upper") if is_whole else "",
             "work": str(folder / "work"),
-            "layers": list(image.layers) if image else [],
+            # Relative names keep the list of many layers within what one mount call takes.
+            "layers": [os.path.relpath(layer, self._images.layers_folder) for layer in layers],
             "layers_folder": str(self._images.layers_folder),
             "data": str(self._data_dir),
-            "user_namespace": self._capabilities.user_namespace,
+            "user_namespace": self.capabilities.user_namespace,
             "binds": [[str(bind.source), bind.target, bind.read_only] for bind in binds],
         }
 
-    def _interpreter_binds(self, image: HostImage | None) -> list[Bind]:
-        """Interpreters that live in folders of which containers see nothing (/root/.pyenv)."""
-        prefixes = [Path(image.interpreter_prefix)] if image else [Path(sys.base_prefix), Path(sys.prefix)]
+    def _interpreter_binds(self, image: StoredImage | None) -> list[Bind]:
+        """Interpreters of the host that live in folders of which containers see nothing (below /root)."""
+        if image is not None and not image.over_host:
+            return []
+        prefixes = [Path(image.python).parent.parent] if image else [Path(sys.base_prefix), Path(sys.prefix)]
         return [Bind(prefix, str(prefix)) for prefix in dict.fromkeys(prefixes) if prefix.parts[1] in PRIVATE]
 
-    async def _zygote(self, image: HostImage, binds: Sequence[Bind], *, preload: bool) -> Zygote:
+    async def _zygote(self, image: StoredImage, binds: Sequence[Bind], *, preload: bool) -> Zygote:
         """The fork server for this image and SDK, started if there is none (whoever asks meanwhile waits)."""
         seen = tuple(sorted((bind.target, str(bind.source)) for bind in binds if bind.target in OF_ZYGOTE))
-        key = ("sdk", image.zygote_key, seen) if preload else ("bare",)
+        key = ("sdk", image.layers, image.python, image.over_host, seen) if preload else ("bare",)
         task = self._zygotes.get(key)
         if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().is_alive):
             del self._zygotes[key]
@@ -197,18 +227,19 @@ class ProcessRuntime:
         self._zygotes.move_to_end(key)
         return await asyncio.shield(task)
 
-    async def _start_zygote(self, key: tuple, image: HostImage | None, binds: Sequence[Bind]) -> Zygote:
+    async def _start_zygote(self, key: tuple, image: StoredImage | None, binds: Sequence[Bind]) -> Zygote:
         self._num_zygotes += 1
         folder = self._folder / "zygotes" / str(self._num_zygotes)
         folder.mkdir()
         binds = [*self._interpreter_binds(image), *(bind for bind in binds if bind.target in OF_ZYGOTE)]
-        has_views = self._capabilities.has_views
+        has_views = self.capabilities.has_views
+        layers = self._images.layer_paths(image) if image else []
         config = ZygoteConfig(
-            python=(image.python if has_views else image.host_python) if image else sys.executable,
-            env=_zygote_env(image, binds, has_views),
-            view=self._view(folder, image, binds) if has_views else None,
+            python=image.python if image else sys.executable,
+            env=_zygote_env(image, layers, binds, has_views),
+            view=self._view(folder, image, layers, binds) if has_views else None,
             preload=image is not None,
-            own_pids=self._capabilities.own_pids,
+            own_pids=self.capabilities.own_pids,
         )
         zygote = await Zygote.start(config, folder / "log")
         if image is not None and not zygote.is_preloaded:
@@ -267,19 +298,28 @@ def remove_overlay_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _host_files(image: StoredImage) -> list[Bind]:
+    """How this host finds others: containers share its network."""
+    if image.over_host:
+        return []
+    return [Bind(Path(name).resolve(), name) for name in ("/etc/resolv.conf", "/etc/hosts") if os.path.exists(name)]
+
+
 def _shown(target: str, binds: Sequence[Bind]) -> bool:
     return any(target == bind.target or target.startswith(bind.target + "/") for bind in binds)
 
 
-def _zygote_env(image: HostImage | None, binds: Sequence[Bind], has_views: bool) -> dict[str, str]:
+def _zygote_env(
+    image: StoredImage | None, layers: Sequence[Path], binds: Sequence[Bind], has_views: bool
+) -> dict[str, str]:
     if image is None:
         return {"PATH": os.environ.get("PATH", os.defpath)}
-    env = {**image.env, "MODAL_IS_REMOTE": "1", "PYTHONUNBUFFERED": "1"}
+    env = {"PATH": DEFAULT_PATH, **image.env, "MODAL_IS_REMOTE": "1", "PYTHONUNBUFFERED": "1"}
     sources = {
         bind.target: bind.target if has_views else str(bind.source) for bind in binds if bind.target in OF_ZYGOTE
     }
     paths = [sources.get(PACKAGES_TARGET), "/root" if has_views else None, sources.get(SITE_TARGET)]
     if not has_views:
-        paths += [*image.host_path, sources.get(DEPENDENCIES_TARGET)]
+        paths += [*map(str, site_packages_of(layers)), sources.get(DEPENDENCIES_TARGET)]
     env["PYTHONPATH"] = ":".join(path for path in paths if path)
     return env

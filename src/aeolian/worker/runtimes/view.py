@@ -25,7 +25,7 @@ API_FOLDERS = ("proc", "sys", "dev")
 MERGED = frozenset(["bin", "etc", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "srv", "usr", "var"])
 PRIVATE = frozenset(["root", "tmp"])
 SKIPPED = frozenset(["__modal", "pkg", "lost+found", "boot"])
-COPIED_MAX_BYTES = 1 << 20
+MAX_LINKS = 40
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
@@ -228,7 +228,7 @@ def _copy_entry(entry, target):
 
 def bind(source, root, target, read_only):
     """Show a file or folder of the host at `target`, which is made where it is missing."""
-    place = root + os.path.normpath("/" + target)
+    place = resolved(root, target)
     if os.path.isdir(source):
         os.makedirs(place, exist_ok=True)
     else:
@@ -238,6 +238,25 @@ def bind(source, root, target, read_only):
     mount(source, place, flags=MS_BIND | MS_REC)
     if read_only:
         make_read_only(place)
+
+
+def resolved(root, target):
+    """Where `target` lies below `root`: links on the way are followed as a process inside would follow them."""
+    path, parts, num_links = "", [part for part in target.split("/") if part not in ("", ".")], 0
+    while parts:
+        part = parts.pop(0)
+        if part == "..":
+            path = os.path.dirname(path)
+            continue
+        step = f"{path}/{part}"
+        if os.path.islink(root + step) and num_links < MAX_LINKS:
+            num_links += 1
+            link = os.readlink(root + step)
+            path = "" if link.startswith("/") else path
+            parts = [name for name in link.split("/") if name not in ("", ".")] + parts
+            continue
+        path = step
+    return root + path
 
 
 def make_read_only(target):

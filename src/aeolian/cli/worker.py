@@ -1,0 +1,144 @@
+"""The worker's process on this machine: dials the server, keeps the node's containers, builds its images."""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+import uvloop
+
+from aeolian.cli.front import raise_file_limit
+from aeolian.cli.settings import Settings, load
+from aeolian.domain.errors import AeolianError, FailedPrecondition, InvalidArgument
+from aeolian.storage.files import ContentStore
+from aeolian.worker.agent import Agent
+from aeolian.worker.hooks.mounts import MountsHook, MountTrees
+from aeolian.worker.hooks.volumes import VolumesHook
+from aeolian.worker.images.builder import ImageBuilder
+from aeolian.worker.images.store import ImageStore
+from aeolian.worker.interpreters import Interpreters, StandalonePythons
+from aeolian.worker.runtimes.base import Runtime
+from aeolian.worker.runtimes.native import NativeRuntime
+from aeolian.worker.runtimes.process import ProcessRuntime
+from aeolian.worker.runtimes.selection import choose
+from aeolian.worker.sdk import SdkStore
+from aeolian.worker.volume_authority import LinkedVolumeAuthority
+from aeolian.worker.volume_rpcs import WorkerVolumeRpcs
+from aeolian.worker.volumes import WorkerVolumes
+
+log = logging.getLogger(__name__)
+
+TOKEN_WAIT_S = 30.0
+DRAIN_S = 50.0
+"""Less than what the supervisor gives it."""
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM, then let containers end."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    token = await _token(settings)
+    data_dir = settings.data_dir
+    images = ImageStore(data_dir)
+    content = ContentStore(settings.content_dir)
+    interpreters = Interpreters(data_dir)
+    sdk = SdkStore(data_dir, interpreters)
+    authority = _LateAuthority()
+    volumes = WorkerVolumes(data_dir, LinkedVolumeAuthority(authority.call))
+    layers = [MountsHook(MountTrees(data_dir, content))]
+    runtime = await _runtime(settings, images, sdk, layers, [VolumesHook(volumes)])
+    pythons = StandalonePythons(data_dir, interpreters)
+    builder = ImageBuilder(images, content, interpreters, pythons, data_dir)
+    agent = Agent(
+        worker_id=_worker_id(data_dir),
+        containers_dir=data_dir / "containers",
+        link_socket=settings.worker_socket,
+        rpc_socket=settings.grpc_socket,
+        token=token,
+        runtime=runtime,
+        images=images,
+        builder=builder,
+        volume_rpcs=WorkerVolumeRpcs(volumes),
+    )
+    authority.call_volumes = agent.link.call_volumes
+    await runtime.open()
+    await volumes.open()
+    try:
+        await agent.open()
+        log.info("containers run on the runtime '%s'", runtime.name)
+        gc.collect()
+        gc.freeze()
+        await stop.wait()
+        await agent.close(DRAIN_S)
+    finally:
+        await volumes.close()
+        await runtime.close()
+
+
+class _LateAuthority:
+    """The connection exists only once the agent does."""
+
+    def __init__(self) -> None:
+        self.call_volumes = None
+
+    async def call(self, method: str, request: bytes) -> bytes:
+        assert self.call_volumes is not None
+        return await self.call_volumes(method, request)
+
+
+async def _runtime(settings: Settings, images: ImageStore, sdk: SdkStore, layers: list, hooks: list) -> Runtime:
+    """Raises FailedPrecondition when the one that was asked for cannot run here."""
+    chosen = await choose(settings.runtime, settings.data_dir)
+    kind = {"native": NativeRuntime, "process": ProcessRuntime}[chosen.name]
+    return kind(settings.data_dir, images, sdk, layers=layers, hooks=hooks)
+
+
+async def _token(settings: Settings) -> str:
+    """What the server made at its first start."""
+    path = settings.keys_dir / "worker-token"
+    until = time.monotonic() + TOKEN_WAIT_S
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text()
+        if time.monotonic() > until:
+            raise FailedPrecondition(f"the server has made no token for workers at {path} within {TOKEN_WAIT_S:g} s")
+        await asyncio.sleep(0.05)
+
+
+def _worker_id(data_dir: Path) -> str:
+    """Stable for a data directory."""
+    path = data_dir / "run" / "worker-id"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text()
+    worker_id = f"wo-{secrets.token_hex(11)}"
+    path.write_text(worker_id)
+    return worker_id
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m aeolian.cli.worker", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    settings = load(parser.parse_args().config)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    raise_file_limit()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except (InvalidArgument, FailedPrecondition) as error:
+        print(error.message, file=sys.stderr)
+        sys.exit(os.EX_CONFIG)  # the supervisor does not try again
+    except AeolianError as error:
+        print(error.message, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
