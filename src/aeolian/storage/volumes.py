@@ -123,7 +123,9 @@ def ids_owned_by(connection: Connection, app_id: str) -> list[str]:
 
 
 def ids_in(connection: Connection, environment_id: str) -> list[str]:
-    return list(connection.execute(sa.select(volumes.c.volume_id).where(volumes.c.environment_id == environment_id)).scalars())
+    return list(
+        connection.execute(sa.select(volumes.c.volume_id).where(volumes.c.environment_id == environment_id)).scalars()
+    )
 
 
 def rename_volume(connection: Connection, volume_id: str, name: str) -> None:
