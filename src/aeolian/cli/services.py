@@ -181,7 +181,6 @@ class Services:
         self.database.open()
         stack.push_async_callback(self.database.close)
         await self.environments.load()
-        await self.tokens.load()
         await self._ensure_client_token()
         for service in (
             self.logs,

@@ -17,6 +17,8 @@ from aeolian.storage.tokens import Token
 AUTH_TOKEN_LIFETIME_S = 20 * 60
 USED_EVERY_S = 60.0
 """How exactly it is recorded when a token was used last."""
+RECHECK_S = 2.0
+"""How long a token that was right is believed: `aeolian token` may have disabled or deleted it meanwhile."""
 PYTHON_CLIENT_TYPES = ("1", "3", "7")
 REMEDY = "`aeolian connect --data-dir …` writes a working profile, `aeolian token list` shows the tokens there are"
 
@@ -27,13 +29,9 @@ class Tokens:
         self._database = database
         self._clock = clock
         self._key = key
-        self._known: dict[str, Token] = {}
-        self._checked: dict[tuple[str, str], Token] = {}
+        self._checked: dict[tuple[str, str], tuple[Token, float]] = {}
+        """Tokens by their id and secret, and when they were last found to be right."""
         self._used_at: dict[str, float] = {}
-
-    async def load(self) -> None:
-        for token in await self._database.read(storage.all_tokens):
-            self._known[token.token_id] = token
 
     async def create(self, name: str, workspace: str, *, expires_at: float = 0.0) -> tuple[str, str]:
         """A new token: (id, secret). The secret is not kept."""
@@ -48,15 +46,14 @@ class Tokens:
             expires_at=expires_at,
         )
         await self._database.write(lambda c: storage.insert(c, token))
-        self._known[token_id] = token
         return token_id, secret
 
     async def authenticate(self, metadata: dict[str, Any]) -> Caller:
         """Who sends this request. Raises Unauthenticated with what to do."""
         token_id = str(metadata.get("x-modal-token-id", ""))
         secret = str(metadata.get("x-modal-token-secret", ""))
-        token = self._checked.get((token_id, secret))
-        if token is None:
+        token, checked_at = self._checked.get((token_id, secret), (None, 0.0))
+        if token is None or self._clock.monotonic() - checked_at > RECHECK_S:
             token = await self._check(token_id, secret)
         now = self._clock.now()
         if token.expires_at and now >= token.expires_at:
@@ -76,10 +73,9 @@ class Tokens:
     async def _check(self, token_id: str, secret: str) -> Token:
         if not token_id or not secret:
             raise Unauthenticated(f"this request carries no token: {REMEDY}")
-        token = self._known.get(token_id)
-        if token is None:
-            # It may have been made by another process (`aeolian token create`).
-            token = await self._database.read(lambda c: storage.get(c, token_id))
+        token = await self._database.read(lambda c: storage.get(c, token_id))
+        if token is None or token.is_disabled:
+            self._forget(token_id)
         given = hash_of(secret)
         if token is None or not hmac.compare_digest(given, token.secret_hash):
             raise Unauthenticated(
@@ -89,8 +85,7 @@ class Tokens:
             raise Unauthenticated(
                 f"the token {token_id} is disabled: `aeolian token enable {token_id}`, or use another"
             )
-        self._known[token_id] = token
-        self._checked[token_id, secret] = token
+        self._checked[token_id, secret] = token, self._clock.monotonic()
         return token
 
     async def all(self) -> list[Token]:
@@ -121,7 +116,6 @@ class Tokens:
         return f"{body}.{_b64(hmac.digest(self._key, body.encode(), 'sha256'))}"
 
     def _forget(self, token_id: str) -> None:
-        self._known.pop(token_id, None)
         for key in [key for key in self._checked if key[0] == token_id]:
             del self._checked[key]
 

@@ -128,7 +128,7 @@ class Database:
                 continue
             try:
                 if connection is None or connection.closed or connection.invalidated:
-                    connection = self.engine.connect()
+                    connection = self.engine.connect().execution_options(is_writer=True)
                 outcomes = _run_group(connection, jobs)
             except Exception as error:  # the connection itself failed: nobody's job is done
                 outcomes = [_translate(error)] * len(jobs)
@@ -268,8 +268,9 @@ def make_engine(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # Readers take a snapshot; the one writer is this process's own thread, so BEGIN never upgrades a lock
-        # against another writer of ours.
-        connection.exec_driver_sql("BEGIN")
+        # Readers take a snapshot. A writer takes its lock at once, and so waits for another process's writer
+        # (`aeolian token` beside the server) instead of failing half-way.
+        is_writer = connection.get_execution_options().get("is_writer")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
 
     return engine

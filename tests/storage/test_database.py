@@ -1,0 +1,40 @@
+import asyncio
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from aeolian.storage import migrate, tokens
+from aeolian.storage.database import Database
+from aeolian.storage.tokens import Token
+
+
+async def test_two_processes_may_write_at_the_same_time(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'aeolian.db'}"
+    migrate.upgrade(url)
+    server, command = Database(url), Database(url)
+    loop = asyncio.get_running_loop()
+    started = asyncio.Event()
+
+    def read_then_write(connection: Connection) -> None:
+        connection.execute(sa.select(tokens.tokens)).all()
+        loop.call_soon_threadsafe(started.set)
+        time.sleep(0.1)  # long enough for the other to come between the two
+        tokens.insert(connection, token("ak-server"))
+
+    for database in (server, command):
+        database.open()
+    try:
+        slow = asyncio.ensure_future(server.write(read_then_write))
+        await started.wait()
+        await command.write(lambda c: tokens.insert(c, token("ak-command")))
+        await slow
+        assert {item.token_id for item in await server.read(tokens.all_tokens)} == {"ak-server", "ak-command"}
+    finally:
+        await server.close()
+        await command.close()
+
+
+def token(token_id: str) -> Token:
+    return Token(token_id, secret_hash=b"", name="", workspace="local", is_disabled=False, created_at=0.0)
