@@ -88,6 +88,7 @@ class Call:
         "last_seq",
         "marks",
         "num_finished",
+        "num_changes",
         "num_inputs",
         "parent",
         "recent",
@@ -130,6 +131,8 @@ class Call:
         """The latest committed outputs, in order of `seq`, without a gap up to the last committed one."""
         self._recent_bytes = 0
         self.waiters: set[asyncio.Future] = set()
+        self.num_changes = 0
+        """How often waiters were woken: what is read meanwhile may have missed a change."""
         self.used_at = created_at
 
     @property
@@ -175,13 +178,16 @@ class Call:
             self._recent_bytes = sum(len(output.item) for output in kept)
 
     def wake(self) -> None:
+        self.num_changes += 1
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_result(None)
         self.waiters.clear()
 
-    async def changed(self, timeout_s: float) -> bool:
-        """Wait for the next output or change. False: the time ran out."""
+    async def changed(self, since: int, timeout_s: float) -> bool:
+        """Wait for the next output or change after number `since`. False: the time ran out."""
+        if self.num_changes != since:
+            return True
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         self.waiters.add(waiter)

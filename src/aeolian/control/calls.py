@@ -364,11 +364,12 @@ class Calls:
         deadline = self._clock.monotonic() + min(max(0.0, timeout_s), 60.0)
         while True:
             call.used_at = self._clock.monotonic()
+            seen = call.num_changes
             outputs = await self._committed(call, after_seq, between, limit)
             left = deadline - self._clock.monotonic()
             if outputs or left <= 0 or not self._may_come(call, between):
                 break
-            await call.changed(left)
+            await call.changed(seen, left)
         if outputs and between is None and call.call_type is CallType.MAP:
             outputs = await self._coalesced(call, outputs, after_seq, limit, min(left, COALESCE_MAX_S))
         return OutputsPage(outputs, outputs[-1].seq if outputs else after_seq, call.num_unfinished)

@@ -57,7 +57,7 @@ class ContainerSpecs:
                 volumes=settings.volumes,
                 resources=settings.resources,
                 sdk_version=settings.sdk_version,
-                builder_version=self._builder_version(settings),
+                builder_version=self.builder_version(settings),
                 mount_client_dependencies=settings.mount_client_dependencies,
                 block_network=settings.block_network,
                 input_timeout_s=settings.timeout_s,
@@ -68,7 +68,8 @@ class ContainerSpecs:
             settings,
         )
 
-    def _builder_version(self, settings: PoolSettings) -> str:
+    def builder_version(self, settings: PoolSettings) -> str:
+        """The image builder version that decides which dependencies its containers are shown."""
         if settings.builder_version:
             return settings.builder_version
         found = self._images.builder_version_of(settings.image_id) if settings.image_id else ""

@@ -6,7 +6,7 @@ when either of the two has started anew: a container outlives the server, but no
 
 import asyncio
 import logging
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
@@ -32,6 +32,7 @@ from aeolian.domain.link import (
     ContainerChanged,
     ContainerReport,
     Hello,
+    PrepareImage,
     StartContainer,
     StopContainer,
     WantInputs,
@@ -50,6 +51,8 @@ MAX_START_FAILURES = 3
 BACKOFF_S = 2.0
 MAX_BACKOFF_S = 60.0
 STOP_WAIT_S = 45.0
+MAX_PREPARED = 4
+"""Kinds of containers that a worker is told to be ready for at once."""
 HISTORY_S = 7 * 24 * 3600.0
 SWEEP_S = 300.0
 
@@ -280,6 +283,8 @@ class Containers:
             self._queue_recovered()
         for pool in self._pools.all():
             self._pools.unsettle(pool.function_id)
+        latest = sorted(self._apps.living_apps(), key=lambda app: app.deployed_at, reverse=True)
+        self._prepare(worker, [app.app_id for app in latest])
 
     def _reconcile(self, worker: Worker, container: Container, report: ContainerReport) -> None:
         state = ContainerState(report.state)
@@ -475,6 +480,20 @@ class Containers:
         for container in [c for c in self._containers.values() if c.app_id == app_id]:
             if not self._is_current(container):
                 self.stop_container(container, drain=True, reason="a newer version is deployed")
+        for worker in self._workers.available():
+            self._prepare(worker, [app_id])
+
+    def _prepare(self, worker: Worker, app_ids: Iterable[str]) -> None:
+        """Let the worker be ready for containers of these apps."""
+        wanted: dict[PrepareImage, None] = {}
+        for app_id in app_ids:
+            for function in self._functions.layout(app_id).functions.values():
+                settings = self._settings(function.function_id)
+                if settings is not None and settings.image_id and settings.sdk_version:
+                    version = self._specs.builder_version(settings)
+                    wanted[PrepareImage(settings.image_id, settings.sdk_version, version)] = None
+        for command in list(wanted)[:MAX_PREPARED]:
+            worker.send(command)
 
     def keep_warm(self) -> None:
         """After a start: the pools of deployed Functions with a minimum exist although nobody calls them."""

@@ -175,7 +175,25 @@ class BuildImage(msgspec.Struct, frozen=True, tag="build"):
     force: bool = False
 
 
-Command = Welcome | StartContainer | StopContainer | AssignInputs | CancelInputs | AckOutputs | AckLogs | BuildImage
+class PrepareImage(msgspec.Struct, frozen=True, tag="prepare"):
+    """Containers of this image and SDK will be wanted soon: have what they start from ready."""
+
+    image_id: str
+    sdk_version: str
+    builder_version: str
+
+
+Command = (
+    Welcome
+    | StartContainer
+    | StopContainer
+    | AssignInputs
+    | CancelInputs
+    | AckOutputs
+    | AckLogs
+    | BuildImage
+    | PrepareImage
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_events = msgspec.msgpack.Decoder(list[Event]).decode

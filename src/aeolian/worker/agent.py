@@ -27,6 +27,7 @@ from aeolian.domain.link import (
     Hello,
     ImageBuilt,
     LogLine,
+    PrepareImage,
     StartContainer,
     StopContainer,
     Welcome,
@@ -82,6 +83,7 @@ class Agent:
         self._num_gpus = num_gpus
         self._containers: dict[str, WorkerContainer] = {}
         self._builds: dict[str, asyncio.Task] = {}
+        self._preparing: dict[PrepareImage, asyncio.Task] = {}
         self._built: dict[str, ImageBuilt] = {}
         """Ends of builds that a server may not have heard of."""
         self.link = ServerLink(link_socket, rpc_socket, token, self._hello, self._carry_out, self._connected)
@@ -110,9 +112,10 @@ class Agent:
                 for container in list(self._containers.values()):
                     container.stop(StopContainer(container.task_id, graceful=False))
                 await asyncio.wait(late, timeout=5)
-        for build in self._builds.values():
-            build.cancel()
-        await asyncio.gather(*self._builds.values(), return_exceptions=True)
+        behind = [*self._builds.values(), *self._preparing.values()]
+        for task in behind:
+            task.cancel()
+        await asyncio.gather(*behind, return_exceptions=True)
         if self.link.is_connected:
             await self._logs.drained(3)
         await self.link.close()
@@ -165,6 +168,8 @@ class Agent:
                     container.cancel(command)
             case BuildImage():
                 self._build(command)
+            case PrepareImage():
+                self._prepare(command)
             case Welcome():
                 for task_id in command.unknown_task_ids:
                     if (container := self._containers.get(task_id)) is not None:
@@ -207,6 +212,13 @@ class Agent:
         return {"VolumeCommit": commit, "VolumeReload": reload}
 
     # ---- images -----------------------------------------------------------------------------------------
+
+    def _prepare(self, command: PrepareImage) -> None:
+        if command in self._preparing:
+            return
+        work = self._runtime.prepare(command.image_id, command.sdk_version, command.builder_version)
+        self._preparing[command] = task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._preparing.pop(command, None))
 
     def _build(self, command: BuildImage) -> None:
         """One build of an image at a time; who asks meanwhile gets its end."""

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 30.0
 """Between SIGINT and SIGKILL, as on Modal."""
+IDLE_GRACE_S = 3.0
+"""How long a container that waits for inputs may take to see that there are none any more."""
 PUMP_GRACE_S = 2.0
 UNDO_GRACE_S = 10.0
 STORE_GRACE_S = 5.0
@@ -109,10 +111,12 @@ class WorkerContainer:
                 self._later(STOP_GRACE_S, self._interrupt, STOP_GRACE_S)
             return
         self._inputs.drain()
-        if command.graceful and self._running is not None:
-            self._interrupt(STOP_GRACE_S)
-        else:
+        if not command.graceful or self._running is None:
             self._kill()
+        elif self.state is ContainerState.RUNNING and not self._inputs.is_busy and not self.spec.is_server:
+            self._later(IDLE_GRACE_S, self._interrupt, STOP_GRACE_S)  # the kill switch ends it, without a traceback
+        else:
+            self._interrupt(STOP_GRACE_S)
 
     def report(self) -> ContainerReport:
         return ContainerReport(
