@@ -1,0 +1,303 @@
+"""The parent of all native containers: starts them by crun, sees them end, and ends with its worker.
+
+A process of its own beside the worker (`python -m …keeper CONFIG`), small and single-threaded, so forking is cheap::
+
+    worker ==(one socket)==> keeper --+--> init: first process of the container's pid namespace, reaps its orphans
+                                      +--> crun, ends when it has started …
+                                      `--> … the container's main process, which falls to the keeper
+
+The main process is not the first of its namespace, so signals do to it what they do to any process. When it has ended
+`init` is killed, and the kernel ends everything else in the namespace. When the worker dies the socket closes, and the
+keeper ends all containers; when the keeper dies the kernel kills every `init`. No container outlives its worker.
+
+Messages are JSON, one a packet::
+
+    worker: {"start": id, "argv": [crun, …], "log": file, "pid_file": file} + descriptors of stdout and stderr
+            {"signal": id, "number": n}   {"kill": id}
+    keeper: {"ready": true}   {"started": id, "pid": n}   {"failed": id, "error": text}   {"exited": id, "code": n}
+"""
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from aeolian.worker import mounting
+from aeolian.worker.cgroups import UNIFIED, CgroupKind, Cgroups
+from aeolian.worker.runtimes import view
+
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 15, 4, 36
+MAX_MESSAGE_BYTES = 1 << 16
+MAX_ERROR_BYTES = 1000
+CLEAR_TIMEOUT_S = 10.0
+
+
+def main() -> None:
+    config = json.loads(sys.argv[1])
+    view.prctl(PR_SET_PDEATHSIG, 0)
+    os.setsid()
+    with open(config["lock"], "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a predecessor still ends its containers
+        clear(config, with_mounts=config["is_first"])
+        Keeper(config, socket.socket(fileno=config["descriptor"])).run()
+        clear(config, with_mounts=True)
+
+
+def clear(config: dict, *, with_mounts: bool) -> None:
+    """End and remove what a predecessor of this data directory left: processes, groups, crun's states, mounts.
+
+    The mounts are the worker's: while it lives, only it takes them away.
+    """
+    cgroups = Cgroups()
+    cgroups.kill(config["cgroup"], CLEAR_TIMEOUT_S)
+    cgroups.remove(config["cgroup"])
+    shutil.rmtree(config["state"], ignore_errors=True)
+    if with_mounts:
+        mounting.unmount_below(Path(config["containers"]))
+
+
+class Kept:
+    """One container: its processes, as this process numbers them."""
+
+    def __init__(self, container_id: str, log: str, pid_file: str):
+        self.id, self.log, self.pid_file = container_id, log, pid_file
+        self.init: int | None = None
+        self.crun: int | None = None
+        self.main: int | None = None
+        self.code: int | None = None
+        self.is_killed = False
+
+
+class Keeper:
+    def __init__(self, config: dict, worker: socket.socket):
+        self._worker = worker
+        self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._mount_point = config["pid_namespace"]
+        self._hides_unified = Cgroups().kind is CgroupKind.HYBRID
+        self._kept: dict[str, Kept] = {}
+        self._by_pid: dict[int, Kept] = {}
+        self._ended_early: dict[int, int] = {}
+        """Ends of processes that crun has started but not yet told us of."""
+
+    def run(self) -> None:
+        """Until the worker hangs up and all containers have ended."""
+        view.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        wake_read, wake_write = os.pipe()
+        os.set_blocking(wake_read, False)
+        os.set_blocking(wake_write, False)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        poll = select.poll()
+        poll.register(wake_read, select.POLLIN)
+        poll.register(self._worker, select.POLLIN)
+        self._say({"ready": True})
+        has_worker = True
+        while has_worker or self._kept:
+            for descriptor, _ in poll.poll():
+                if descriptor == wake_read:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake_read, 4096)
+                    self._reap()
+                elif not self._obey():
+                    has_worker = False
+                    poll.unregister(self._worker)
+                    for kept in self._kept.values():
+                        self._end(kept)
+
+    # ---- what the worker says ---------------------------------------------------------------------------
+
+    def _obey(self) -> bool:
+        """One message; False when the worker has hung up."""
+        numbers = array.array("i")
+        try:
+            data, ancillary, _, _ = self._worker.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_SPACE(2 * numbers.itemsize))
+        except OSError:
+            return False
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+        if not data:
+            return False
+        message = json.loads(data)
+        if "start" in message:
+            self._start(message, *numbers)
+            for descriptor in numbers:
+                os.close(descriptor)
+        elif "signal" in message:
+            kept = self._kept.get(message["signal"])
+            if kept is not None and kept.main is not None and kept.code is None:
+                os.kill(kept.main, message["number"])
+        elif (kept := self._kept.get(message["kill"])) is not None:
+            self._end(kept)
+        return True
+
+    def _start(self, message: dict, stdout: int, stderr: int) -> None:
+        kept = Kept(message["start"], message["log"], message["pid_file"])
+        self._kept[kept.id] = kept
+        try:
+            kept.init = self._fork_init()
+            self._by_pid[kept.init] = kept
+            kept.crun = self._fork_crun(message["argv"], kept.init, stdout, stderr)
+            self._by_pid[kept.crun] = kept
+        except OSError as error:
+            self._failed(kept, str(error))
+
+    def _fork_init(self) -> int:
+        view.unshare(view.CLONE_NEWPID)
+        try:
+            pid = os.fork()
+        finally:
+            if os.getpid() != 1:
+                view.setns(self._pid_namespace, view.CLONE_NEWPID)
+        if pid == 0:
+            become_init()
+        return pid
+
+    def _fork_crun(self, argv: list[str], init: int, stdout: int, stderr: int) -> int:
+        pid = os.fork()
+        if pid != 0:
+            return pid
+        try:
+            view.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            # A namespace of its own, copied now: it holds the mounts of this container, and no longer than crun runs.
+            view.unshare(view.CLONE_NEWNS)
+            view.mount("none", "/", flags=view.MS_REC | view.MS_SLAVE)
+            if self._hides_unified:
+                mounting.unmount(UNIFIED, detach=True)
+            view.mount(f"/proc/{init}/ns/pid", self._mount_point, flags=view.MS_BIND)
+            null = os.open(os.devnull, os.O_RDONLY)
+            for number, descriptor in enumerate((null, stdout, stderr)):
+                os.dup2(descriptor, number)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+                signal.signal(number, signal.SIG_DFL)
+            os.closerange(3, 256)
+            os.execvp(argv[0], argv)
+        except OSError as error:
+            os.write(2, f"{error}\n".encode())
+        os._exit(127)
+
+    # ---- what ends ----------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            kept = self._by_pid.pop(pid, None)
+            if kept is None:
+                self._ended_early[pid] = code
+            elif pid == kept.crun:
+                kept.crun = None
+                self._has_started(kept, code)
+            elif pid == kept.main:
+                kept.code = code
+                self._end(kept)
+            else:
+                kept.init = None
+                self._init_ended(kept)
+
+    def _has_started(self, kept: Kept, code: int) -> None:
+        """crun has ended: the main process runs, or has run already, or never will."""
+        try:
+            pid = int(Path(kept.pid_file).read_text())
+        except (OSError, ValueError):
+            pid = 0
+        if code != 0 or pid == 0:
+            self._failed(kept, last_words(kept.log) or f"crun ended with {code}")
+            return
+        kept.main = pid
+        self._say({"started": kept.id, "pid": pid})
+        if pid in self._ended_early:
+            kept.code = self._ended_early.pop(pid)
+            self._end(kept)
+        else:
+            self._by_pid[pid] = kept
+            if kept.is_killed or kept.init is None:
+                self._end(kept)
+        if not any(other.crun for other in self._kept.values()):
+            self._ended_early.clear()
+        self._finish(kept)
+
+    def _failed(self, kept: Kept, error: str) -> None:
+        self._say({"failed": kept.id, "error": error})
+        kept.code = 127
+        self._end(kept)
+        self._finish(kept)
+
+    def _end(self, kept: Kept) -> None:
+        """Kill `init`, and with it the namespace. What crun is just starting is killed when it says so."""
+        kept.is_killed = True
+        for pid in (kept.init, kept.main if kept.code is None else None):
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _init_ended(self, kept: Kept) -> None:
+        """Its namespace is empty, but for a main process that this one reaps itself."""
+        if kept.code is None:
+            self._end(kept)
+        self._finish(kept)
+
+    def _finish(self, kept: Kept) -> None:
+        if kept.code is not None and kept.init is None and kept.crun is None:
+            del self._kept[kept.id]
+            self._say({"exited": kept.id, "code": kept.code})
+
+    def _say(self, message: dict) -> None:
+        with contextlib.suppress(OSError):
+            self._worker.send(json.dumps(message).encode())
+
+
+def become_init() -> None:
+    """The first process of a container's pid namespace. Never returns.
+
+    The container can see its name, and nothing else: it has capabilities that the container lacks.
+    """
+    try:
+        view.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
+        os.closerange(0, 256)
+        rename(b"init")
+        view.prctl(PR_SET_DUMPABLE, 0)
+        while True:
+            signal.pause()
+    finally:
+        os._exit(1)
+
+
+def rename(name: bytes) -> None:
+    """What `ps` shows: the arguments in memory are overwritten, see proc(5)."""
+    fields = Path("/proc/thread-self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    if 0 < start < end:
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, name, min(len(name), end - start - 1))
+    buffer = ctypes.create_string_buffer(name)
+    ctypes.CDLL(None).prctl(PR_SET_NAME, buffer, 0, 0, 0)
+
+
+def last_words(log: str) -> str:
+    """crun's own complaint, without the time before it."""
+    with contextlib.suppress(OSError):
+        lines = Path(log).read_bytes()[-MAX_ERROR_BYTES:].decode("utf-8", "replace").strip().splitlines()
+        return lines[-1].partition(": ")[2] or lines[-1] if lines else ""
+    return ""
+
+
+if __name__ == "__main__":
+    main()
