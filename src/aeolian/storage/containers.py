@@ -50,3 +50,8 @@ def delete_finished_before(connection: Connection, at: float) -> None:
 def finished_since(connection: Connection, function_ids: Sequence[str], at: float, limit: int) -> list[Row]:
     query = sa.select(containers).where(containers.c.function_id.in_(function_ids), containers.c.finished_at > at)
     return list(connection.execute(query.order_by(containers.c.finished_at.desc()).limit(limit)))
+
+
+def latest(connection: Connection, limit: int) -> list[Row]:
+    """Those asked for last, the latest first, ended or not."""
+    return list(connection.execute(sa.select(containers).order_by(containers.c.enqueued_at.desc()).limit(limit)))

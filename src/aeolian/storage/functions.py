@@ -90,6 +90,13 @@ def get_function(connection: Connection, function_id: str) -> FunctionRow | None
     return None if row is None else FunctionRow(**row._mapping)
 
 
+def names_of(connection: Connection, function_ids: Iterable[str]) -> dict[str, str]:
+    """Function id -> name, of those that exist."""
+    query = sa.select(functions.c.function_id, functions.c.name)
+    rows = connection.execute(query.where(functions.c.function_id.in_(list(function_ids))))
+    return {row.function_id: row.name for row in rows}
+
+
 def list_living_functions(connection: Connection) -> list[FunctionRow]:
     """Functions and variants of all apps that have not ended."""
     query = sa.select(functions).join(apps, apps.c.app_id == functions.c.app_id).where(apps.c.state != AppState.STOPPED)

@@ -109,6 +109,10 @@ def list_volumes(connection: Connection, environment_id: str, created_before: fl
     return [_volume(row) for row in connection.execute(query)]
 
 
+def count(connection: Connection) -> int:
+    return connection.execute(sa.select(sa.func.count()).select_from(volumes)).scalar_one()
+
+
 def newest_created_at(connection: Connection) -> float:
     return connection.execute(sa.select(sa.func.max(volumes.c.created_at))).scalar() or 0.0
 
