@@ -112,7 +112,16 @@ class Services:
         self.pools.payloads_of = self.calls.payloads_of
         self.channels = DataChannels(database, clock, self.calls)
         self.images = Images(
-            database, clock, environments, self.workers, self.mounts, self.secrets, self.functions, self.calls
+            database,
+            clock,
+            self.apps,
+            environments,
+            self.workers,
+            self.mounts,
+            self.secrets,
+            self.functions,
+            self.calls,
+            self.logs,
         )
         specs = ContainerSpecs(self.functions, self.mounts, self.secrets, self.images, workspace=settings.workspace)
         self.containers = Containers(
@@ -172,7 +181,8 @@ class Services:
         self.environments.when_deleted.append(self.apps.stop_all_in)
         for owner in owners:
             self.environments.when_deleted.append(_without_who(owner.delete_in))
-        self.environments.when_deleted.append(_without_who(self.images.delete_names_in))
+        self.environments.when_deleted.append(_without_who(self.images.names.delete_in))
+        self.containers.when_ended.append(self.images.container_ended)
 
     # ---- life -------------------------------------------------------------------------------------------
 
@@ -197,10 +207,11 @@ class Services:
         await self.blobs.open(self._clock, self._blobs_in_use)
         stack.push_async_callback(self.blobs.close)
         stack.push_async_callback(self.calls.close)
-        await self.images.open()
-        stack.push_async_callback(self.images.close)
+        await self.images.load()
         await self.containers.load()
         stack.push_async_callback(self.containers.close)
+        await self.images.open()
+        stack.push_async_callback(self.images.close)
         await self.calls.start_sweeping()
         self.autoscaling.start()
         stack.push_async_callback(self.autoscaling.close)
@@ -254,7 +265,7 @@ class Services:
             DictRpcs(self.dicts),
             EnvironmentRpcs(self.environments),
             FunctionRpcs(self.functions, self.changes),
-            ImageRpcs(self.images),
+            ImageRpcs(self.images, self._clock),
             LogRpcs(self.apps, self.logs, LogHistory(self.database), self._clock, self.containers.app_of_task),
             MountRpcs(self.mounts, self._clock),
             QueueRpcs(self.queues),

@@ -26,6 +26,10 @@ class Images(Protocol):
 
     async def wait_built(self, image_id: str) -> None: ...
 
+    def saved_from(self, function_id: str) -> tuple[str, str]:
+        """Of a build function: the image that its container is kept as, and the build; empty: none."""
+        ...
+
 
 class ContainerSpecs:
     def __init__(self, functions: Functions, mounts: Mounts, secrets: Secrets, images: Images, *, workspace: str):
@@ -44,6 +48,7 @@ class ContainerSpecs:
         if settings.image_id:
             await self._images.wait_built(settings.image_id)
         env.update(self._own_env(settings, task_id))
+        saved = self._images.saved_from(function_id) if settings.is_builder_function else ("", "")
         return (
             ContainerSpec(
                 task_id=task_id,
@@ -64,6 +69,8 @@ class ContainerSpecs:
                 startup_timeout_s=settings.startup_timeout_s,
                 max_concurrent_inputs=settings.max_concurrent_inputs,
                 is_server=settings.is_server,
+                save_image_as=saved[0],
+                build_id=saved[1],
             ),
             settings,
         )

@@ -6,7 +6,7 @@ when either of the two has started anew: a container outlives the server, but no
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
@@ -86,6 +86,8 @@ class Containers:
         specs: ContainerSpecs,
         logs: AppLogs,
     ):
+        self.when_ended: list[Callable[[Container], None]] = []
+        """Called with each container that is gone."""
         self._database = database
         self._clock = clock
         self._apps = apps
@@ -392,6 +394,8 @@ class Containers:
         explanation = explain(container.task_id, exit)
         lost_to_us = was_stopping or exit.reason
         self._calls.container_lost(held, None if lost_to_us else exit, explanation)
+        for callback in self.when_ended:
+            callback(container)
         self._tell(container)
         self._behind(self._close_logs(container))
 

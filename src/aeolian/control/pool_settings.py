@@ -54,7 +54,7 @@ def pool_settings(
         target_concurrent_inputs=min(target, max_concurrent_inputs),
         batch_max_size=function.batch_max_size,
         batch_linger_ms=function.batch_linger_ms,
-        max_inputs=1 if function.single_use_containers else function.max_inputs,
+        max_inputs=1 if function.single_use_containers or function.is_builder_function else function.max_inputs,
         timeout_s=float(function.timeout_secs or DEFAULT_TIMEOUT_S),
         startup_timeout_s=float(function.startup_timeout_secs or function.timeout_secs or DEFAULT_TIMEOUT_S),
         retry_policy=_retry_policy(function),
@@ -132,7 +132,7 @@ def overridden(defined: AutoscalerSettings, override: api_pb2.AutoscalerSettings
 
 
 def _retry_policy(function: api_pb2.Function) -> RetryPolicy | None:
-    if not function.HasField("retry_policy"):
+    if not function.HasField("retry_policy") or function.is_builder_function:
         return None
     policy = function.retry_policy
     return RetryPolicy(

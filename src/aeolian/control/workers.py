@@ -27,6 +27,8 @@ class Worker:
 
 class Workers:
     def __init__(self) -> None:
+        self.when_left: list[Callable[[], None]] = []
+        """Called when a worker's connection is over."""
         self._workers: dict[str, Worker] = {}
 
     def connected(self, worker: Worker) -> None:
@@ -38,6 +40,8 @@ class Workers:
     def disconnected(self, worker: Worker) -> bool:
         """Whether this was the worker's current connection."""
         worker.is_connected = False
+        for callback in self.when_left:
+            callback()
         return self._workers.get(worker.worker_id) is worker
 
     def remove(self, worker_id: str) -> None:

@@ -99,6 +99,8 @@ class ContainerSpec(msgspec.Struct, frozen=True):
     """An `@app.server` container: no ContainerHello, no heartbeat, no inputs."""
     save_image_as: str = ""
     """For `Image.run_function`: the image id under which the container's file system is kept when it ends well."""
+    build_id: str = ""
+    """The build that this image id is made by."""
 
 
 class HookTiming(msgspec.Struct, frozen=True):

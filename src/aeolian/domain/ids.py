@@ -14,6 +14,7 @@ PREFIXES = {
     "class": "cs",
     "container": "ta",
     "image": "im",
+    "image_revision": "ir",
     "mount": "mo",
     "volume": "vo",
     "secret": "st",

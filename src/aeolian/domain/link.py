@@ -104,6 +104,7 @@ class ImageBuilt(msgspec.Struct, frozen=True, tag="image"):
     image_id: str
     error: str = ""
     info: dict[str, str] = {}
+    build_id: str = ""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
@@ -167,12 +168,23 @@ class AckLogs(msgspec.Struct, frozen=True, tag="ack_logs"):
 
 
 class BuildImage(msgspec.Struct, frozen=True, tag="build"):
-    """Build one image layer on top of images that the worker has. See `domain/images.py`."""
+    """Build one image layer on top of images that the worker has. See `domain/images.py`.
+
+    `build_id` is new with each build: the same one again asks how that build went, or is going.
+    """
 
     image_id: str
     spec: bytes
     env: dict[str, str] = {}
     force: bool = False
+    build_id: str = ""
+
+
+class CancelBuild(msgspec.Struct, frozen=True, tag="cancel_build"):
+    """Nobody waits for this build any more."""
+
+    image_id: str
+    build_id: str
 
 
 class PrepareImage(msgspec.Struct, frozen=True, tag="prepare"):
@@ -192,6 +204,7 @@ Command = (
     | AckOutputs
     | AckLogs
     | BuildImage
+    | CancelBuild
     | PrepareImage
 )
 

@@ -231,6 +231,7 @@ REPEATABLE = frozenset(
         "EnvironmentDelete",
         "EnvironmentUpdate",
         "BlobCreate",
+        "ImageGetOrCreate",
         "ImagePublish",
         "ImageDelete",
         "ImageNameDelete",

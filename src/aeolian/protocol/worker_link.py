@@ -47,9 +47,11 @@ SILENT_S = 30.0
 
 
 class ImageEvents(Protocol):
-    async def on_log(self, image_id: str, lines: tuple) -> None: ...
+    async def on_log(self, image_id: str, lines: tuple, source: str, source_seq: int) -> None: ...
 
-    async def on_built(self, image_id: str, error: str, info: dict[str, str]) -> None: ...
+    async def on_built(self, image_id: str, build_id: str, error: str, info: dict[str, str]) -> None: ...
+
+    def saved_from(self, function_id: str) -> tuple[str, str]: ...
 
 
 def worker_token(keys_dir: Path) -> str:
@@ -173,7 +175,7 @@ class _WorkerLink:
                 if (container := owner._containers.get(event.task_id)) is not None:
                     owner._pools.take_back(container, event.held, owner._calls.unfinished_input)
             case ImageBuilt():
-                owner.behind(owner._images.on_built(event.image_id, event.error, event.info))
+                owner.behind(owner._images.on_built(event.image_id, event.build_id, event.error, event.info))
                 if self._worker is not None and not event.error:
                     self._worker.image_ids.add(event.image_id)
             case Hello():
@@ -200,10 +202,11 @@ class _WorkerLink:
         owner = self._owner
         life = self._worker.life if self._worker is not None else ""
         try:
-            if event.image_id:
-                await owner._images.on_log(event.image_id, event.lines)
+            container = owner._containers.get(event.task_id)
+            image_id = event.image_id or (container and owner._images.saved_from(container.function_id)[0])
+            if image_id:
+                await owner._images.on_log(image_id, event.lines, life, event.seq)
             else:
-                container = owner._containers.get(event.task_id)
                 app_id = container.app_id if container else await owner._containers.app_of_task(event.task_id)
                 if app_id:
                     function_id = container.function_id if container else ""

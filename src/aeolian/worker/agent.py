@@ -8,19 +8,20 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from modal_proto import api_pb2
 
 from aeolian.domain.containers import ContainerSpec, ContainerState
-from aeolian.domain.errors import AeolianError
+from aeolian.domain.errors import AeolianError, FailedPrecondition
 from aeolian.domain.images import ImageSpec
 from aeolian.domain.link import (
     AckLogs,
     AckOutputs,
     AssignInputs,
     BuildImage,
+    CancelBuild,
     CancelInputs,
     Command,
     Event,
@@ -33,6 +34,7 @@ from aeolian.domain.link import (
     Welcome,
 )
 from aeolian.worker.container import WorkerContainer
+from aeolian.worker.images.store import StoredImage
 from aeolian.worker.link import ServerLink
 from aeolian.worker.logs import LogSender
 from aeolian.worker.rpc import Answer
@@ -40,6 +42,9 @@ from aeolian.worker.runtimes.base import Runtime
 from aeolian.worker.volume_rpcs import WorkerVolumeRpcs
 
 log = logging.getLogger(__name__)
+
+MAX_ENDS_KEPT = 100
+"""Ends of builds that are repeated after a reconnection."""
 
 
 class ImageBuilder(Protocol):
@@ -56,6 +61,17 @@ class ImageBuilder(Protocol):
 
 class Images(Protocol):
     def ids(self) -> list[str]: ...
+
+    def get(self, image_id: str) -> StoredImage: ...
+
+    async def commit_upper(self, image_id: str, base_image_id: str, upper: Path) -> None: ...
+
+
+class _Running(NamedTuple):
+    """A build under way."""
+
+    build_id: str
+    task: asyncio.Task
 
 
 class Agent:
@@ -82,10 +98,11 @@ class Agent:
         self._builder = builder
         self._num_gpus = num_gpus
         self._containers: dict[str, WorkerContainer] = {}
-        self._builds: dict[str, asyncio.Task] = {}
+        self._builds: dict[str, _Running] = {}
+        """By image."""
         self._preparing: dict[PrepareImage, asyncio.Task] = {}
         self._built: dict[str, ImageBuilt] = {}
-        """Ends of builds that a server may not have heard of."""
+        """Ends of builds, by build, that a server may not have heard of."""
         self.link = ServerLink(link_socket, rpc_socket, token, self._hello, self._carry_out, self._connected)
         self._logs = LogSender(self.link.send)
         self._volume_rpcs = volume_rpcs
@@ -112,7 +129,7 @@ class Agent:
                 for container in list(self._containers.values()):
                     container.stop(StopContainer(container.task_id, graceful=False))
                 await asyncio.wait(late, timeout=5)
-        behind = [*self._builds.values(), *self._preparing.values()]
+        behind = [*(running.task for running in self._builds.values()), *self._preparing.values()]
         for task in behind:
             task.cancel()
         await asyncio.gather(*behind, return_exceptions=True)
@@ -168,6 +185,8 @@ class Agent:
                     container.cancel(command)
             case BuildImage():
                 self._build(command)
+            case CancelBuild():
+                self._cancel_build(command)
             case PrepareImage():
                 self._prepare(command)
             case Welcome():
@@ -190,6 +209,7 @@ class Agent:
             send=self._send,
             logs=self._logs,
             volume_rpcs=self._own_rpcs(spec.task_id),
+            on_ended=self._save_image if spec.save_image_as else None,
             on_gone=self._gone,
         )
 
@@ -221,16 +241,34 @@ class Agent:
         task.add_done_callback(lambda _: self._preparing.pop(command, None))
 
     def _build(self, command: BuildImage) -> None:
-        """One build of an image at a time; who asks meanwhile gets its end."""
-        if command.image_id in self._builds:
-            return
-        self._built.pop(command.image_id, None)
-        task = asyncio.create_task(self._run_build(command), name=f"build-{command.image_id}")
-        self._builds[command.image_id] = task
-        task.add_done_callback(lambda _: self._builds.pop(command.image_id, None))
-
-    async def _run_build(self, command: BuildImage) -> None:
+        """One build of an image at a time. A build that is asked for again goes on, or says how it ended."""
         image_id = command.image_id
+        if (built := self._built.get(command.build_id)) is not None:
+            self.link.send(built)
+            return
+        before = self._builds.get(image_id)
+        if before is not None:
+            if before.build_id == command.build_id:
+                return
+            before.task.cancel()
+        task = asyncio.create_task(self._run_build(command, before), name=f"build-{image_id}")
+        running = self._builds[image_id] = _Running(command.build_id, task)
+
+        def forget(_: asyncio.Task) -> None:
+            if self._builds.get(image_id) is running:
+                del self._builds[image_id]
+
+        task.add_done_callback(forget)
+
+    def _cancel_build(self, command: CancelBuild) -> None:
+        running = self._builds.get(command.image_id)
+        if running is not None and running.build_id == command.build_id:
+            running.task.cancel()
+
+    async def _run_build(self, command: BuildImage, before: "_Running | None") -> None:
+        image_id, build_id = command.image_id, command.build_id
+        if before is not None:
+            await asyncio.wait({before.task})
 
         def on_log(fd: int, text: str) -> None:
             self._logs.put_now([LogLine(fd, time.time(), text)], image_id=image_id)
@@ -238,16 +276,38 @@ class Agent:
         try:
             spec = msgspec.msgpack.decode(command.spec, type=ImageSpec)
             info = await self._builder.build(image_id, spec, command.env, on_log, force=command.force)
-            built = ImageBuilt(image_id, info=info)
+            built = ImageBuilt(image_id, info=info, build_id=build_id)
         except AeolianError as error:
-            built = ImageBuilt(image_id, error=error.message)
+            built = ImageBuilt(image_id, error=error.message, build_id=build_id)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             log.exception("image %s could not be built", image_id)
-            built = ImageBuilt(image_id, error=f"the build failed inside the worker: {error!r}")
-        self._built[image_id] = built
-        while len(self._built) > 100:
+            built = ImageBuilt(image_id, error=f"the build failed inside the worker: {error!r}", build_id=build_id)
+        self._tell_built(built)
+
+    async def _save_image(self, container: WorkerContainer, upper: Path | None) -> None:
+        """A build function has ended: what its container wrote becomes the image, if it ended well."""
+        spec = container.spec
+        image_id, build_id = spec.save_image_as, spec.build_id
+        if not container.has_succeeded:
+            return
+        try:
+            if upper is None:
+                raise FailedPrecondition(f"the {self._runtime.name} runtime cannot keep what a container wrote")
+            await self._images.commit_upper(image_id, spec.image_id, upper)
+            built = ImageBuilt(image_id, info=self._images.get(image_id).info, build_id=build_id)
+        except AeolianError as error:
+            built = ImageBuilt(image_id, error=error.message, build_id=build_id)
+        except Exception as error:
+            log.exception("%s: what it wrote could not be kept as image %s", spec.task_id, image_id)
+            built = ImageBuilt(image_id, error=f"the worker could not keep the files: {error!r}", build_id=build_id)
+        self._tell_built(built)
+
+    def _tell_built(self, built: ImageBuilt) -> None:
+        """Now, and after each reconnection."""
+        self._built[built.build_id] = built
+        while len(self._built) > MAX_ENDS_KEPT:
             self._built.pop(next(iter(self._built)))
         self.link.send(built)
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -47,13 +47,16 @@ class WorkerContainer:
         send: Callable[[Event], None],
         logs: LogSender,
         volume_rpcs: dict[str, Answer],
+        on_ended: Callable[["WorkerContainer", Path | None], Awaitable[None]] | None = None,
         on_gone: Callable[["WorkerContainer"], None],
     ):
+        """`on_ended(container, upper)`: awaited when its process is gone, and what it wrote is still there."""
         self.spec = spec
         self.state = ContainerState.PENDING
         self._runtime = runtime
         self._folder = folder
         self._send = send
+        self._on_ended = on_ended
         self._on_gone = on_gone
         self._inputs = ContainerInputs(spec, send, self._asked_first, self._stuck)
         self._pump = LogPump(logs, spec.task_id, self._inputs.current)
@@ -82,6 +85,11 @@ class WorkerContainer:
     @property
     def task_id(self) -> str:
         return self.spec.task_id
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether it has put out the result of an input."""
+        return self._inputs.has_succeeded
 
     async def ended(self) -> None:
         await asyncio.wait({self._task})
@@ -160,7 +168,7 @@ class WorkerContainer:
             self._inputs.close()
         self._pump.flush()
         undoing = asyncio.create_task(self._undo(start, hooks, server))
-        await asyncio.wait({undoing}, timeout=UNDO_GRACE_S)
+        await asyncio.wait({undoing}, timeout=UNDO_GRACE_S if self._on_ended is None else None)
         await self._inputs.stored(STORE_GRACE_S)
         self._move_to(ContainerState.EXITED, exit=exit, task_result=self._task_result)
         await undoing
@@ -219,6 +227,8 @@ class WorkerContainer:
                     await hook.undo(start)
                 except Exception:
                     log.exception("%s: %s could not be undone", self.task_id, hook.name)
+        if self._on_ended is not None:
+            await self._on_ended(self, start.upper if start is not None else None)
         for folder in (self._folder, self._socket_folder):
             if folder is not None:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

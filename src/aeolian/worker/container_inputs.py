@@ -73,6 +73,8 @@ class ContainerInputs:
         """Cancelled inputs that the container still works on."""
         self._told = asyncio.Event()
         self._has_asked = False
+        self.has_succeeded = False
+        """An input came to a good end."""
         self.is_draining = False
 
     # ---- what the server says ---------------------------------------------------------------------------
@@ -250,6 +252,7 @@ class ContainerInputs:
             if held.deadline is not None:
                 held.deadline.cancel()
             kept.append(item)
+            self.has_succeeded |= item.result.status == api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
         self._put(kept)
         return b""
 
