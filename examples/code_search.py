@@ -28,9 +28,8 @@ volume = modal.Volume.from_name("code-search", create_if_missing=True)
 FOLDER = Path("/index")
 NUM_SHARES = 24
 NOT_INDEXED = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "dist-packages", "distutils"}
-COMMON = set(
-    "a an and are as at be by for from if in is it none not of on or return self that the this to with".split()
-)
+COMMON = {"an", "and", "are", "as", "at", "be", "by", "for", "from", "if", "in", "is", "it", "none", "not", "of", "on"}
+COMMON |= {"or", "return", "self", "that", "the", "this", "to", "with"}
 QUERIES = (
     "least recently used cache",
     "find close matches of a misspelled word",
