@@ -1,6 +1,6 @@
 # What can be done here; `make` alone lists it.
 BIN := .venv/bin
-CHECKED := src tests examples scripts/demo
+CHECKED := src tests examples scripts/demo.py
 
 .PHONY: help setup setup-for-tests demo test test-slow bench docs format clean
 
@@ -14,7 +14,7 @@ setup-for-tests:
 	@scripts/setup --for-tests
 
 demo: setup ## Start Aeolian, run a real app on it, stop it, leave nothing behind
-	@$(BIN)/python scripts/demo
+	@$(BIN)/python scripts/demo.py
 
 test: setup-for-tests ## Check the code and run the tests
 	$(BIN)/ruff check $(CHECKED)
