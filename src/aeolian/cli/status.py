@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from aeolian.cli.settings import load_of
 from aeolian.cli.status_report import AppStatus, ContainerStatus, ProcessStatus, Report, report
+from aeolian.cli.tables import console, table
 
 
 @click.command()
@@ -25,7 +26,7 @@ def status(data_dir: Path, num_starts: int, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found)))
     else:
-        Console().print(page(found, time.time()))
+        console().print(page(found, time.time()))
 
 
 def page(found: Report, now: float) -> RenderableType:
@@ -46,10 +47,11 @@ def starts_table(starts: Iterable[ContainerStatus]) -> Table:
     """
     starts = list(starts)
     names = list(dict.fromkeys(hook.name for start in starts for hook in start.hooks))
-    table = _table("container", "function", *names, "total", "state", numbers=[*names, "total"])
+    columns = ("container", "function", *names, "total", "state")
+    rows = table(*columns, whole=("container",), numbers=[*names, "total"])
     for start in starts:
         took = {hook.name: hook.seconds for hook in start.hooks}
-        table.add_row(
+        rows.add_row(
             start.task_id,
             f"{start.app_name}.{start.function_name}",
             *(_ms(took.get(name)) for name in names),
@@ -57,46 +59,47 @@ def starts_table(starts: Iterable[ContainerStatus]) -> Table:
             _state(start),
         )
     if len(starts) > 1:
-        table.add_section()
-        columns = [[hook.seconds for start in starts for hook in start.hooks if hook.name == name] for name in names]
+        rows.add_section()
+        times = [[hook.seconds for start in starts for hook in start.hooks if hook.name == name] for name in names]
         totals = [total for start in starts if (total := _total_s(start)) is not None]
-        medians = [_ms(statistics.median(column)) if column else "" for column in [*columns, totals]]
-        table.add_row("median", "", *medians, "", style="bold")
-    return table
+        medians = [_ms(statistics.median(column)) if column else "" for column in [*times, totals]]
+        rows.add_row("median", "", *medians, "", style="bold")
+    return rows
 
 
 def _summary(found: Report, now: float) -> Table:
-    table = _table(show_header=False)
+    rows = table("what", "how", show_header=False)
     started = min((process.started_at for process in found.processes), default=now)
     running = f"running for {_duration(now - started)} (process {found.supervisor_pid})"
-    table.add_row(f"Aeolian {found.version}", running if found.supervisor_pid else "not running")
+    rows.add_row(f"Aeolian {found.version}", running if found.supervisor_pid else "not running")
     if found.supervisor_pid:
-        table.add_row("clients", found.grpc_url)
-        table.add_row("web", found.http_url)
-    table.add_row("runtime", found.runtime)
-    table.add_row("data", found.data_dir)
+        rows.add_row("clients", found.grpc_url)
+        rows.add_row("web", found.http_url)
+    rows.add_row("runtime", found.runtime)
+    rows.add_row("data", found.data_dir)
     sizes = sorted(found.disk_bytes.items(), key=lambda item: -item[1])
     largest = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes[:5] if size >= 1 << 20)
     used = _bytes(sum(found.disk_bytes.values()))
-    table.add_row("disk", f"{used} used{f' ({largest})' if largest else ''}, {_bytes(found.disk_free_bytes)} free")
-    table.add_row("now", f"{found.num_running} containers, {len(found.apps)} apps, {found.num_volumes} volumes")
-    return table
+    rows.add_row("disk", f"{used} used{f' ({largest})' if largest else ''}, {_bytes(found.disk_free_bytes)} free")
+    rows.add_row("now", f"{found.num_running} containers, {len(found.apps)} apps, {found.num_volumes} volumes")
+    return rows
 
 
 def _processes(processes: Iterable[ProcessStatus], now: float) -> Table:
-    table = _table("name", "process", "running for", "memory", numbers=["process", "memory"])
+    rows = table("name", "process", "running for", "memory", numbers=["process", "memory"])
     for process in processes:
         since = _duration(now - process.started_at)
-        table.add_row(process.name, str(process.pid), since, _bytes(process.memory_bytes))
-    return table
+        rows.add_row(process.name, str(process.pid), since, _bytes(process.memory_bytes))
+    return rows
 
 
 def _apps(apps: Iterable[AppStatus]) -> Table:
-    table = _table("app", "id", "environment", "state", "version", "containers", numbers=["version", "containers"])
+    columns = ("app", "id", "environment", "state", "version", "containers")
+    rows = table(*columns, whole=("id",), numbers=("version", "containers"))
     for app in apps:
         state = app.state.replace("_", " ")
-        table.add_row(app.name, app.app_id, app.environment_name, state, str(app.version), str(app.num_containers))
-    return table
+        rows.add_row(app.name, app.app_id, app.environment_name, state, str(app.version), str(app.num_containers))
+    return rows
 
 
 def _state(start: ContainerStatus) -> str:
@@ -109,13 +112,6 @@ def _state(start: ContainerStatus) -> str:
 
 def _total_s(start: ContainerStatus) -> float | None:
     return start.started_at - start.enqueued_at if start.started_at else None
-
-
-def _table(*columns: str, numbers: Iterable[str] = (), show_header: bool = True) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=show_header, header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    return table
 
 
 def _heading(text: str) -> Text:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from aeolian.cli import client_token
+from aeolian.cli import client_token, tables
 from aeolian.cli.open_database import open_database
 from aeolian.cli.settings import Settings, load_of
 from aeolian.control.tokens import RECHECK_S, Tokens
@@ -35,7 +34,7 @@ def list_tokens(data_dir: Path) -> None:
     """List the tokens; secrets are not kept, so none is shown."""
     settings = load_of(data_dir)
     tokens = _with_tokens(settings, lambda tokens: tokens.all())
-    Console().print(table(tokens, connected_id(settings), SystemClock().now()))
+    tables.console().print(table(tokens, connected_id(settings), SystemClock().now()))
 
 
 @token.command()
@@ -90,7 +89,7 @@ def delete(data_dir: Path, token_id: str) -> None:
 
 def table(tokens: list[Token], connected_id: str, now: float) -> Table:
     """`connected_id`: the one that `aeolian connect` hands out."""
-    rows = Table("token", "name", "state", "made", "last used", "expires", box=None, pad_edge=False)
+    rows = tables.table("token", "name", "state", "made", "last used", "expires", whole=("token",))
     for item in tokens:
         name = f"{item.name} (aeolian connect)" if item.token_id == connected_id else item.name
         expires = _date(item.expires_at) if item.expires_at else "never"
