@@ -299,6 +299,7 @@ class ImageBuilds:
     async def _finish(self, build: Build, image: Image) -> None:
         finished = msgspec.structs.replace(image, finished_at=self._clock.now())
         stored = await self._keep(lambda c: storage.finish(c, finished))
+        build.image = stored or finished
         if stored is not None:
             self._on_finished(stored)
         if image.status is not Status.SUCCESS:

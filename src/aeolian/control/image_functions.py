@@ -36,9 +36,10 @@ class BuildFunctions:
             app_id, function_id = next(iter(build.asking.items()))
             output = await self._call(build, function_id)
             status = Status(output.result.status)
-            if status is Status.TERMINATED and len(build.asking) > 1:
-                build.asking.pop(app_id, None)  # its App was stopped, but others want the image, too
-                continue
+            if status is Status.TERMINATED:  # its App was stopped; others may want the image, too
+                build.asking.pop(app_id, None)
+                if build.asking:
+                    continue
             if status is not Status.SUCCESS:
                 raise BuildFailed(*_explained(output.result))
             if not await self._kept(build, output.task_id):
