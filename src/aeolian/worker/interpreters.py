@@ -32,6 +32,16 @@ PROBE = (
 PROBE_TIMEOUT_S = 10
 DOWNLOAD_TIMEOUT_S = 180
 GLIBC = re.compile(r"(linux-vdso|ld-linux.*|libc|libm|libdl|libpthread|librt|libutil|libresolv|libnsl|libgcc_s)\.so.*")
+SEEDED = re.compile(r"(pip|setuptools|wheel|pkg_resources|_distutils_hack)(-[0-9.]+\.dist-info)?")
+"""Packages that come with an interpreter's copy."""
+PIP_SCRIPT = """\
+#!/bin/sh
+'''exec' "$(dirname -- "$(realpath -- "$0")")/{python}" "$0" "$@"
+' '''
+import sys
+from pip._internal.cli.main import main
+sys.exit(main())
+"""
 LEFT_OUT = shutil.ignore_patterns(
     "__pycache__", "test", "tests", "site-packages", "dist-packages", "*.a", "idlelib", "turtledemo"
 )
@@ -197,8 +207,13 @@ def transplant(interpreter: Interpreter, target: Path) -> None:
     shutil.copytree(interpreter.stdlib, stdlib, ignore=LEFT_OUT, symlinks=True)
     packages = stdlib / "site-packages"
     packages.mkdir()
-    for package in (interpreter.stdlib / "site-packages").glob("pip*"):
-        shutil.copytree(package, packages / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in (interpreter.stdlib / "site-packages").iterdir():
+        if SEEDED.fullmatch(package.name):
+            shutil.copytree(package, packages / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    if (packages / "pip").is_dir():
+        for alias in ("pip", "pip3", f"pip{interpreter.series}"):
+            (building / "bin" / alias).write_text(PIP_SCRIPT.format(python=name))
+            (building / "bin" / alias).chmod(0o755)
     if (interpreter.prefix / "include").is_dir():
         shutil.copytree(interpreter.prefix / "include", building / "include")
     binaries = [building / "bin" / name, *stdlib.rglob("*.so")]
@@ -210,6 +225,9 @@ def transplant(interpreter: Interpreter, target: Path) -> None:
         _relocate(binary, str(interpreter.prefix / "lib"), building / "lib")
     with contextlib.suppress(OSError):
         (stdlib / "EXTERNALLY-MANAGED").unlink()
+    # Bytecode that is used as it is: copies have other times. Without it each start would compile what it imports.
+    compile_all = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", stdlib]
+    subprocess.run([building / "bin" / name, "-I", *compile_all], capture_output=True, stdin=subprocess.DEVNULL)
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(building, target)
 

@@ -30,7 +30,7 @@ INSTRUCTIONS = frozenset(
         "WORKDIR",
     ]
 )
-HEREDOC = re.compile(r"<<(-?)([\"']?)([A-Za-z_][A-Za-z0-9_]*)\2")
+HEREDOC = re.compile(r"(?<![<\w$(])\d?<<(-?)([\"']?)([A-Za-z_]\w*)\2(?![\w<])")
 VARIABLE = re.compile(
     r"\\(?P<escaped>\$)|\$(?:(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)(?::(?P<op>[-+?])(?P<word>[^}]*))?\})"
 )
@@ -44,14 +44,18 @@ class Heredoc(NamedTuple):
 
 class Instruction(NamedTuple):
     keyword: str
-    flags: dict[str, str]
-    """`--from=…` and the like."""
+    flags: tuple[tuple[str, str], ...]
+    """`--from=…` and the like, in order; `--mount` may come more than once."""
     rest: str
     heredocs: tuple[Heredoc, ...] = ()
 
     def __str__(self) -> str:
-        flags = "".join(f"--{name}={value} " if value else f"--{name} " for name, value in self.flags.items())
+        flags = "".join(f"--{name}={value} " if value else f"--{name} " for name, value in self.flags)
         return f"{self.keyword} {flags}{self.rest}"
+
+    def flag(self, name: str) -> str | None:
+        """The value of `--name=value`; "" for a bare `--name`."""
+        return next((value for known, value in self.flags if known == name), None)
 
     @property
     def exec_form(self) -> list[str] | None:
@@ -78,7 +82,7 @@ def parse(lines: Sequence[str]) -> list[Instruction]:
         joined = [line]
         while joined[-1].rstrip().endswith("\\") and at < len(text):
             joined[-1] = joined[-1].rstrip()[:-1]
-            while at < len(text) and text[at].lstrip().startswith("#"):
+            while at < len(text) and (not text[at].strip() or text[at].lstrip().startswith("#")):
                 at += 1
             if at < len(text):
                 joined.append(text[at])
@@ -86,14 +90,14 @@ def parse(lines: Sequence[str]) -> list[Instruction]:
         if joined[-1].rstrip().endswith("\\"):
             joined[-1] = joined[-1].rstrip()[:-1]
         logical = "".join(joined).strip()
-        keyword, _, rest = logical.partition(" ")
-        keyword, rest = keyword.strip().upper(), rest.strip()
+        keyword, *others = logical.split(None, 1)
+        keyword, rest = keyword.upper(), others[0] if others else ""
         if keyword not in INSTRUCTIONS:
             raise InvalidArgument(
                 f"{logical[:100]!r} is no Dockerfile instruction: a line begins with RUN, COPY, ENV …"
             )
         heredocs, at = _heredocs(rest, text, at) if keyword in ("RUN", "COPY", "ADD") else ((), at)
-        flags, rest = _flags(rest) if keyword in ("FROM", "COPY", "ADD", "RUN", "HEALTHCHECK") else ({}, rest)
+        flags, rest = _flags(rest) if keyword in ("FROM", "COPY", "ADD", "RUN", "HEALTHCHECK") else ((), rest)
         if not rest and keyword not in ("CMD", "ENTRYPOINT"):
             raise InvalidArgument(f"{keyword} needs something to work on")
         instructions.append(Instruction(keyword, flags, rest, heredocs))
@@ -116,14 +120,14 @@ def _heredocs(rest: str, text: list[str], at: int) -> tuple[tuple[Heredoc, ...],
     return tuple(found), at
 
 
-def _flags(rest: str) -> tuple[dict[str, str], str]:
-    flags: dict[str, str] = {}
+def _flags(rest: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    flags: list[tuple[str, str]] = []
     while rest.startswith("--"):
-        word, _, rest = rest.partition(" ")
+        word, *others = rest.split(None, 1)
         name, _, value = word[2:].partition("=")
-        flags[name] = value.strip("\"'")
-        rest = rest.strip()
-    return flags, rest
+        flags.append((name, value.strip("\"'")))
+        rest = others[0] if others else ""
+    return tuple(flags), rest
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:

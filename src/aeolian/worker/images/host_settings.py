@@ -3,16 +3,22 @@
 All of it is shown below /__modal/build or by variables while the step runs, and is no part of the layer.
 """
 
+import configparser
+import io
 import os
 import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from aeolian.worker.images.apt_sources import network_options
 from aeolian.worker.package_index import installer_env, pip_config_files
 
 FOLDER = "/__modal/build"
+CACHE = f"{FOLDER}/cache"
+"""What installers keep for their next run goes here, and so stays out of the layer."""
 CERTIFICATE_VARIABLES = (
     "SSL_CERT_FILE",
     "PIP_CERT",
@@ -22,8 +28,16 @@ CERTIFICATE_VARIABLES = (
     "GIT_SSL_CAINFO",
     "CARGO_HTTP_CAINFO",
 )
+OF_BUILDS = {
+    "PIP_CACHE_DIR": f"{CACHE}/pip",
+    "UV_CACHE_DIR": f"{CACHE}/uv",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_ROOT_USER_ACTION": "ignore",
+}
 NPM_VARIABLES = ("NPM_CONFIG_REGISTRY", "npm_config_registry")
+PATH_LIKE = re.compile(r"(?<!\S)/[^\s,'\"]+")
 LOCAL_INDEX = re.compile(r"file://[^\s,'\"]+")
+MAX_FILE_BYTES = 1 << 20
 
 
 class BuildSettings(NamedTuple):
@@ -32,17 +46,13 @@ class BuildSettings(NamedTuple):
     env: dict[str, str]
     files: dict[str, str]
     """Written inside before the step, below /__modal/build."""
-    mount_points: list[str]
-    """Places outside /__modal that are made only to mount on."""
 
 
-def build_settings(environ=os.environ) -> BuildSettings:
-    binds: list[tuple[str, str, bool]] = []
-    mount_points: list[str] = []
-    for name in ("/etc/resolv.conf", "/etc/hosts"):
-        if os.path.exists(name):
-            binds.append((os.path.realpath(name), name, True))
-            mount_points.append(name)
+def build_settings(environ: Mapping[str, str] = os.environ) -> BuildSettings:
+    binds = [
+        (os.path.realpath(name), name, True) for name in ("/etc/resolv.conf", "/etc/hosts") if os.path.exists(name)
+    ]
+    files: dict[str, str] = {}
     env = {name: value for name, value in installer_env(environ).items() if not name.startswith("SSL_CERT_DIR")}
     env.update({name: environ[name] for name in NPM_VARIABLES if name in environ})
     certificates = _certificates(environ)
@@ -50,19 +60,21 @@ def build_settings(environ=os.environ) -> BuildSettings:
         inside = f"{FOLDER}/ca-certificates.crt"
         binds.append((str(certificates), inside, True))
         env.update(dict.fromkeys(CERTIFICATE_VARIABLES, inside))
-    pip_settings = "\n".join(path.read_text(errors="replace") for path in pip_config_files(environ))
-    for folder in _local_folders(pip_settings, env):
-        binds.append((folder, folder, True))
-        mount_points.append(folder)
     merged = _merged_pip_config(environ)
-    files = {}
+    for folder in _local_folders(merged, env):
+        binds.append((folder, folder, True))
     if merged:
-        files[f"{FOLDER}/pip.conf"] = merged
+        files[f"{FOLDER}/pip.conf"] = _with_files_shown(merged, files)
         env["PIP_CONFIG_FILE"] = f"{FOLDER}/pip.conf"
-    return BuildSettings(binds, env, files, mount_points)
+    for name in [name for name in env if name.startswith(("PIP_", "UV_")) and name not in CERTIFICATE_VARIABLES]:
+        env[name] = _with_files_shown(env[name], files)
+    if apt := network_options():
+        files[f"{FOLDER}/apt.conf"] = "\n".join(apt) + "\n"
+        env["APT_CONFIG"] = f"{FOLDER}/apt.conf"
+    return BuildSettings(binds, {**env, **OF_BUILDS}, files)
 
 
-def _certificates(environ) -> Path | None:
+def _certificates(environ: Mapping[str, str]) -> Path | None:
     """The bundle that this host trusts, if somebody has set one."""
     for name in CERTIFICATE_VARIABLES:
         if (path := environ.get(name)) and os.path.isfile(path):
@@ -74,11 +86,8 @@ def _certificates(environ) -> Path | None:
     return None
 
 
-def _merged_pip_config(environ) -> str:
-    """All of pip's configuration files as one, without paths of the host's certificates."""
-    import configparser
-    import io
-
+def _merged_pip_config(environ: Mapping[str, str]) -> str:
+    """All of pip's configuration files as one, without paths of the host's certificates and caches."""
     merged = configparser.RawConfigParser(strict=False)
     for path in pip_config_files(environ):
         try:
@@ -86,19 +95,39 @@ def _merged_pip_config(environ) -> str:
         except (OSError, configparser.Error):
             continue
     for section in merged.sections():
-        merged.remove_option(section, "cert")
+        for option in ("cert", "client-cert", "cache-dir", "target", "prefix", "user", "log"):
+            merged.remove_option(section, option)
     out = io.StringIO()
     merged.write(out)
     return out.getvalue()
 
 
-def _local_folders(pip_settings: str, env: dict[str, str]) -> list[str]:
+def _with_files_shown(text: str, files: dict[str, str]) -> str:
+    """Files of the host that a setting names (constraints, say) are given to the step, and named as it sees them."""
+
+    def replace(match: re.Match) -> str:
+        path = Path(match[0])
+        try:
+            if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+                return match[0]
+            inside = f"{FOLDER}/settings{path}"
+            files[inside] = path.read_text()
+        except (OSError, UnicodeDecodeError):
+            return match[0]
+        return inside
+
+    return PATH_LIKE.sub(replace, text)
+
+
+def _local_folders(pip_settings: str, env: Mapping[str, str]) -> list[str]:
     """Folders of this host that the settings name as package indexes."""
     texts = [pip_settings, *(value for name, value in env.items() if name.startswith(("PIP_", "UV_")))]
     found: dict[str, None] = {}
     for text in texts:
         for url in LOCAL_INDEX.findall(text):
-            found[unquote(urlsplit(url).path).rstrip("/")] = None
+            folder = unquote(urlsplit(url).path).rstrip("/")
+            # An index named `simple` links to files beside itself.
+            found[folder.removesuffix("/simple") or folder] = None
     for value in (env.get("UV_FIND_LINKS", ""), env.get("PIP_FIND_LINKS", "")):
         for part in re.split(r"[,\s]+", value):
             if part.startswith("/"):

@@ -37,17 +37,13 @@ def drop_mount_points(upper: Path, targets: list[str]) -> None:
             parent = parent.parent
 
 
-def import_oci_whiteouts(tree: Path) -> None:
-    """A layer of a registry marks what it removes by `.wh.` files; overlayfs wants devices and an attribute."""
-    for folder, _, names in os.walk(tree):
-        for name in names:
-            if not name.startswith(".wh."):
-                continue
-            marker = Path(folder, name)
-            marker.unlink()
-            if name == ".wh..wh..opq":
-                os.setxattr(folder, "trusted.overlay.opaque", b"y")
-                continue
-            place = Path(folder, name.removeprefix(".wh."))
-            if not os.path.lexists(place):
-                os.mknod(place, stat.S_IFCHR | 0o000, 0)
+def drop_host_links(tree: Path) -> None:
+    """A view over the host's folders has the host's top-level links (/bin) and folders; none belongs to a layer."""
+    for entry in list(os.scandir(tree)):
+        host = f"/{entry.name}"
+        if entry.is_symlink():
+            if os.path.islink(host) and os.readlink(host) == os.readlink(entry.path):
+                os.unlink(entry.path)
+        elif entry.is_dir() and os.path.isdir(host):
+            with contextlib.suppress(OSError):
+                os.rmdir(entry.path)

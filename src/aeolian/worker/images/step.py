@@ -1,8 +1,14 @@
-"""Runs one command of a Dockerfile inside the image that is being built. A script of its own (`-I step.py JSON`).
+"""Carries out one step of an image build, away from the host. A script of its own: `-IS step.py`, job on stdin.
 
-The command sees the layers so far as its whole root, processes of its own, a /dev without disks, the host's network,
-and what the build needs of the host's settings below /__modal/build. It is root inside, without the capabilities
-that reach the host (mounting, devices, modules, raw I/O, tracing).
+The step has mounts and processes of its own, and the host's network; when this script or the worker that started it
+is killed, the kernel ends its processes and takes its mounts away. Actions:
+
+    run     a command with the image's layers as its whole root (`view.py`), root inside, without the capabilities
+            that reach the host (mounting, devices, modules, raw I/O, tracing)
+    copy    files into the image (`copying.py`), from inside, so that no link leads outside
+    inspect what Python the image has (`inspecting.py`)
+    unpack  a tar archive becomes a layer (`unpacking.py`)
+    tool    a trusted command of the host's own
 """
 
 import ctypes
@@ -11,8 +17,12 @@ import os
 import signal
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "runtimes"))
-import view
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "runtimes")]
+import copying  # noqa: E402
+import inspecting  # noqa: E402
+import unpacking  # noqa: E402
+import view  # noqa: E402
 
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_CAPBSET_READ = 1, 24, 23
 CLONE_NEWUTS, CLONE_NEWIPC = 0x04000000, 0x08000000
@@ -22,46 +32,126 @@ audit_write, setfcap: what Docker gives, but mknod."""
 
 
 def main():
-    job = json.loads(sys.argv[1])
+    job = json.load(sys.stdin)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
     view.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != job["worker_pid"]:
         sys.exit("the worker is gone")
-    view.unshare(view.CLONE_NEWNS | view.CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
-    view.mount("none", "/", flags=view.MS_REC | view.MS_SLAVE)
+    view.enter_namespaces(job["user_namespace"])
+    view.unshare(view.CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
     pid = os.fork()
     if pid == 0:
-        run(job)
+        os._exit(first_process(job))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os.kill(pid, signal.SIGKILL))
+    os._exit(exit_code_of(pid))
+
+
+def first_process(job):
+    """The namespace's init: when it ends, everything in it does."""
+    view.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.umask(0o022)
+    try:
+        for layers, target in job.get("overlays", []):
+            mount_read_only(job["view"]["layers_folder"], layers, target)
+        for tree, path, target, read_only in job.get("nested_binds", []):
+            job["view"]["binds"].append([view.resolved(tree, path), target, read_only])
+        if job.get("view"):
+            view.enter(job["view"], own_pids=job["own_pids"])
+        for path, content in job.get("files", {}).items():
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w") as stream:
+                stream.write(content)
+        for path in job.get("scratch", []):
+            os.makedirs(path)
+            os.chmod(path, 0o1777)
+    except OSError as error:
+        return failed(f"the step's file system could not be set up: {error}")
+    pid = os.fork()
+    if pid == 0:
+        os._exit(ACTIONS[job["action"]](job))
+    return exit_code_of(pid)
+
+
+def exit_code_of(pid):
+    """Of that child; others that were left to us are reaped meanwhile."""
     while True:
         try:
-            _, status = os.waitpid(pid, 0)
-            break
+            ended, status = os.wait()
         except InterruptedError:
             continue
-    code = os.waitstatus_to_exitcode(status)
-    os._exit(code if code >= 0 else 128 - code)
+        if ended == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
 
 
 def run(job):
     try:
-        view.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        view.enter(job["view"], own_pids=True)
-        for path, content in job["files"].items():
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "w") as stream:
-                stream.write(content)
         os.setsid()
         os.makedirs(job["cwd"], exist_ok=True)
         os.chdir(job["cwd"])
+        env = dict(job["env"])
         drop_capabilities()
-        become(job["user"])
+        env.setdefault("HOME", become(job["user"]))
+        os.environ["PATH"] = env.get("PATH", os.defpath)  # where execvpe looks
+        os.execvpe(job["argv"][0], job["argv"], env)
+    except FileNotFoundError:
+        return failed(f"{job['argv'][0]}: there is no such program in the image", 127)
+    except LookupError as error:
+        return failed(f"there is no user or group {error} in the image")
+    except OSError as error:
+        return failed(f"the step could not be run: {error}")
+
+
+def tool(job):
+    try:
+        os.chdir(job["cwd"])
         os.execvpe(job["argv"][0], job["argv"], job["env"])
     except OSError as error:
-        print(f"the step could not be run: {error}", file=sys.stderr, flush=True)
-    except LookupError as error:
-        print(f"there is no such user in the image: {error}", file=sys.stderr, flush=True)
-    os._exit(126)
+        return failed(f"{job['argv'][0]}: {error}", 127)
+
+
+def copy(job):
+    try:
+        copying.copy(job["copy"])
+    except copying.Refused as error:
+        return failed(str(error), 1)
+    except OSError as error:
+        return failed(f"{error.strerror}: {error.filename or ''}", 1)
+    return 0
+
+
+def unpack(job):
+    try:
+        unpacking.unpack(**job["unpack"])
+    except (OSError, ValueError, EOFError) as error:
+        return failed(f"the archive could not be unpacked: {error}", 1)
+    return 0
+
+
+def inspect(job):
+    """Prints two lines: where the image's Python is, and what it says of itself. Nothing when there is none."""
+    python = inspecting.find_python(job["env"].get("PATH", ""))
+    if python is None:
+        return 0
+    print(python, flush=True)
+    return run({**job, "argv": [python, "-I", "-c", inspecting.PROBE], "cwd": "/", "user": ""})
+
+
+ACTIONS = {"run": run, "tool": tool, "copy": copy, "unpack": unpack, "inspect": inspect}
+
+
+def failed(message, code=126):
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def mount_read_only(layers_folder, layers, target):
+    """Layers of another image, as one tree."""
+    os.makedirs(target, exist_ok=True)
+    os.chdir(layers_folder)
+    view.mount("overlay", target, "overlay", view.MS_RDONLY, f"lowerdir={':'.join(layers)}")
 
 
 def drop_capabilities():
@@ -72,27 +162,16 @@ def drop_capabilities():
 
 
 def become(user):
-    """`name`, `uid`, `name:group`, as USER has it. The image's own passwd counts."""
-    if user in ("", "root", "0"):
-        return
-    name, _, group = user.partition(":")
-    uid, gid = look_up("/etc/passwd", name)
+    """`name`, `uid`, `name:group`, as USER has it; the image's own passwd counts. Returns the home folder."""
+    name, _, group = (user or "0").partition(":")
+    uid, gid, home = copying.user_ids(name)
     if group:
-        _, gid = look_up("/etc/group", group)[::-1] if not group.isdigit() else (0, int(group))
-    os.setgroups([])
-    os.setgid(gid)
-    os.setuid(uid)
-
-
-def look_up(path, name):
-    with open(path) as stream:
-        for line in stream:
-            fields = line.rstrip("\n").split(":")
-            if name in (fields[0], fields[2] if len(fields) > 2 else ""):
-                return int(fields[2]), int(fields[3]) if len(fields) > 4 else int(fields[2])
-    if name.isdigit():
-        return int(name), int(name)
-    raise LookupError(name)
+        gid = copying.group_id(group)
+    if uid or gid:
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+    return home
 
 
 if __name__ == "__main__":

@@ -3,22 +3,27 @@
 ::
 
     D/layers/<digest>/      a folder tree: what one instruction changed, as overlayfs keeps it
+    D/layers/.made/<key>    the name of the layer that a step of that digest made ("" where it changed nothing)
     D/images/<im-…>.json    layers from the lowest to the topmost, environment, command, Python
 
-A layer is made beside its place and renamed, so one that is there is whole. Layers are named by the digest of what
-made them, so equal steps of different images share one.
+A layer is made beside its place and renamed, so one that is there is whole. Steps are known by the digest of what
+goes into them, so equal steps of different images share a layer.
 """
 
 import asyncio
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
 
 import msgspec
 
 from aeolian.domain.errors import NotFound
 from aeolian.worker.images.overlay_files import remove_tree
+
+EMPTY_LAYER = "empty"
+"""overlayfs cannot do without a lowest layer."""
 
 
 class StoredImage(msgspec.Struct, frozen=True):
@@ -34,11 +39,18 @@ class StoredImage(msgspec.Struct, frozen=True):
     user: str = ""
     shell: tuple[str, ...] = ("/bin/sh", "-c")
     labels: dict[str, str] = {}
+    ports: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    stop_signal: str = ""
     python: str = ""
     """Absolute path of the interpreter inside; "" = none."""
     python_version: str = ""
     over_host: bool = False
-    """The layers lie over the host's own folders (no base image could be had, or there is no root to mount one)."""
+    """The layers lie over the host's own folders: there is no root to mount a base image."""
+    host_python: str = ""
+    """Over the host: the interpreter of the host's that `python` stands for."""
+    host_path: tuple[str, ...] = ()
+    """Over the host: where the layers hold Python packages, relative to each layer."""
     info: dict[str, str] = {}
     """What the server stores as the image's metadata."""
 
@@ -49,6 +61,9 @@ class ImageStore:
         self.images_folder = data_dir / "images"
         for folder in (self.layers_folder, self.images_folder):
             folder.mkdir(parents=True, exist_ok=True)
+        self._made_folder = self.layers_folder / ".made"
+        self._made_folder.mkdir(exist_ok=True)
+        (self.layers_folder / EMPTY_LAYER).mkdir(exist_ok=True)
         self._known: dict[str, StoredImage] = {}
 
     def get(self, image_id: str) -> StoredImage:
@@ -98,11 +113,32 @@ class ImageStore:
     def has_layer(self, name: str) -> bool:
         return (self.layers_folder / name).is_dir()
 
+    def made_by(self, key: str, *, max_age_s: float = 0) -> str | None:
+        """The layer that the step of that digest made ("" = it changed nothing); None = it has to run (again)."""
+        path = self._made_folder / key
+        try:
+            name, made_at = path.read_text(), path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        if (max_age_s and time.time() - made_at > max_age_s) or not self.has_layer(name or EMPTY_LAYER):
+            return None
+        return name
+
+    def remember(self, key: str, name: str) -> None:
+        """The step of that digest made the layer of that name."""
+        fresh = self._made_folder / f".{key}.{secrets.token_hex(4)}"
+        fresh.write_text(name)
+        fresh.replace(self._made_folder / key)
+
     def new_folder(self) -> Path:
         """A private folder on the layers' own disk, for what will be a layer."""
         folder = self.layers_folder / f".new-{secrets.token_hex(8)}"
         folder.mkdir(mode=0o700)
         return folder
+
+    def discard(self, folder: Path) -> None:
+        """A folder of `new_folder` is of no use any more."""
+        remove_tree(folder)
 
     def commit_layer(self, name: str, tree: Path) -> None:
         """`tree` becomes the layer of that name, unless it is there already."""
@@ -127,6 +163,8 @@ class ImageStore:
         """What a killed builder left behind."""
         for folder in self.layers_folder.glob(".new-*"):
             remove_tree(folder)
+        for path in (*self._made_folder.glob(".*"), *self.images_folder.glob("*.new")):
+            path.unlink(missing_ok=True)
 
 
 def _checked(image_id: str) -> str:

@@ -81,7 +81,8 @@ def enter(view, host="", keep_host=False, own_pids=False):
     `view`: {"root", "work": folders on the host; "upper": where a whole root file system keeps its changes, "" when
     the layers lie over the host's own folders; "layers": trees, the topmost first; "layers_folder": where
     relative layers lie; "data": a folder of ours that no overlay may cover; "user_namespace": bool;
-    "binds": [[source, target, read_only], …]}. `host`: where the host's root is seen now ("" or HOST).
+    "binds": [[source, target, read_only], …]; "volatile": bool, nothing is synced to disk}. `host`: where the host's
+    root is seen now ("" or HOST).
     """
     root, work = host + view["root"], host + view["work"]
     os.makedirs(root, exist_ok=True)
@@ -114,7 +115,7 @@ def _mount_whole(view, root, upper, work, host, own_pids):
     )
     if view["user_namespace"]:
         options = f"lowerdir={lower},upperdir={_escaped(upper)},workdir={_escaped(work)},userxattr"
-    mount("overlay", root, "overlay", 0, options)
+    _mount_overlay(root, options, view.get("volatile"))
     mount("none", root, flags=MS_PRIVATE)
     for name in (*API_FOLDERS, "tmp", "run"):
         os.makedirs(f"{root}/{name}", exist_ok=True)
@@ -125,6 +126,16 @@ def _mount_whole(view, root, upper, work, host, own_pids):
     mount(f"{host}/sys", f"{root}/sys", flags=MS_BIND | MS_REC)
     make_read_only(f"{root}/sys")
     mount_devices(f"{root}/dev", host)
+
+
+def _mount_overlay(target, options, volatile=False):
+    """`volatile`: nothing is synced to disk (kernels from 5.10 on)."""
+    try:
+        mount("overlay", target, "overlay", 0, options + (",volatile" if volatile else ""))
+    except OSError:
+        if not volatile:
+            raise
+        mount("overlay", target, "overlay", 0, options)
 
 
 def mount_devices(dev, host=""):
@@ -195,14 +206,14 @@ def _assemble(view, layers, root, upper, work, host, own_pids):
                 make_read_only(target)
                 continue
             if lowers:
-                _overlay(lowers, target, f"{upper}/{name}", f"{work}/{name}", view["user_namespace"])
+                _overlay(view, lowers, target, f"{upper}/{name}", f"{work}/{name}")
     for name, mode in (("tmp", 0o1777), ("root", 0o700)):
         if not os.path.isdir(f"{root}/{name}"):
             os.mkdir(f"{root}/{name}")
             os.chmod(f"{root}/{name}", mode)
 
 
-def _overlay(lowers, target, upper, work, user_namespace):
+def _overlay(view, lowers, target, upper, work):
     """Mount an overlay whose upper folder is the very folder below the mount."""
     fresh = not os.path.isdir(target)
     os.makedirs(target, exist_ok=True)
@@ -210,7 +221,7 @@ def _overlay(lowers, target, upper, work, user_namespace):
     if fresh:  # the merged folder takes its mode from the upper one
         os.chmod(target, stat.S_IMODE(os.stat(lowers[0]).st_mode))
     options = f"lowerdir={':'.join(_escaped(path) for path in lowers)},upperdir={upper},workdir={work}"
-    mount("overlay", target, "overlay", 0, options + (",userxattr" if user_namespace else ""))
+    _mount_overlay(target, options + (",userxattr" if view["user_namespace"] else ""), view.get("volatile"))
 
 
 def _escaped(path):

@@ -1,0 +1,144 @@
+"""Runs the steps of image builds: each a process of `step.py`, whose output is passed on line by line."""
+
+import asyncio
+import codecs
+import contextlib
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aeolian.domain.errors import FailedPrecondition
+
+STDOUT, STDERR, INFO = 1, 2, 3
+SCRIPT = Path(__file__).with_name("step.py")
+READ_BYTES = 1 << 16
+MAX_LINE_CHARS = 8 << 10
+MAX_TAIL_LINES = 30
+END_WAIT_S = 10.0
+
+OnLog = Callable[[int, str], None]
+"""Takes a piece of output: the stream it came on (STDOUT, STDERR, INFO), and text, usually whole lines."""
+
+
+class StepFailed(FailedPrecondition):
+    """A step ended with another status than 0."""
+
+
+class Mode(NamedTuple):
+    """What this host lets builds do."""
+
+    name: str
+    """`whole`: an image is a root file system of its own; `over_host`: its layers lie over the host's own folders, in
+    a user namespace; `portable`: there are no namespaces, so only packages can be installed."""
+    own_pids: bool = True
+
+    @property
+    def is_whole(self) -> bool:
+        return self.name == "whole"
+
+    @property
+    def has_views(self) -> bool:
+        return self.name != "portable"
+
+
+WHOLE, OVER_HOST, PORTABLE = Mode("whole"), Mode("over_host"), Mode("portable", own_pids=False)
+
+
+class StepRunner:
+    def __init__(self, mode: Mode):
+        self.mode = mode
+
+    async def run(self, job: dict[str, Any], what: str, on_log: OnLog, *, captures: bool = False) -> bytes:
+        """Carry out one job (see `step.py`). With `captures`, its standard output is returned, not passed on.
+
+        Raises StepFailed that says what failed, and how. Cancelled, it ends the step's processes first.
+        """
+        full = {
+            "worker_pid": os.getpid(),
+            "user_namespace": not self.mode.is_whole,
+            "own_pids": self.mode.own_pids,
+            **job,
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-IS", str(SCRIPT),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}, start_new_session=True,
+        )  # fmt: skip
+        output, captured = Output(on_log), b""
+        try:
+            await _given(process, json.dumps(full).encode())
+            assert process.stdout is not None and process.stderr is not None
+            async with asyncio.TaskGroup() as readers:
+                errors = readers.create_task(output.read(STDERR, process.stderr))
+                if captures:
+                    captured = await process.stdout.read()
+                else:
+                    await output.read(STDOUT, process.stdout)
+                await errors
+            code = await process.wait()
+        except BaseException:
+            await asyncio.shield(_end(process))
+            raise
+        if code:
+            raise StepFailed(f"{what} failed with exit code {code}{_meaning(code)}{output.quoted()}")
+        return captured
+
+
+async def _given(process: asyncio.subprocess.Process, job: bytes) -> None:
+    """The job, by a pipe: it holds secrets, and arguments can be seen by everybody."""
+    assert process.stdin is not None
+    with contextlib.suppress(ConnectionError):  # it has ended already: its status says why
+        process.stdin.write(job)
+        await process.stdin.drain()
+    process.stdin.close()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Its processes are gone, and with them its mounts, when this returns."""
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), END_WAIT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+class Output:
+    """What a step says: passed on as it comes, its end kept for the error message."""
+
+    def __init__(self, on_log: OnLog):
+        self._on_log = on_log
+        self._tail: deque[str] = deque(maxlen=MAX_TAIL_LINES)
+
+    async def read(self, fd: int, stream: asyncio.StreamReader) -> None:
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        waiting = ""
+        while chunk := await stream.read(READ_BYTES):
+            waiting += decode(chunk)
+            end = max(waiting.rfind("\n"), waiting.rfind("\r")) + 1
+            if end == 0 and len(waiting) > MAX_LINE_CHARS:
+                end = len(waiting)
+            if end:
+                self._pass_on(fd, waiting[:end])
+                waiting = waiting[end:]
+        waiting += decode(b"", True)
+        if waiting:
+            self._pass_on(fd, waiting + "\n")
+
+    def _pass_on(self, fd: int, text: str) -> None:
+        lines = [line for line in text.replace("\r", "\n").split("\n") if line.strip()]
+        self._tail.extend(lines)
+        self._on_log(fd, text)
+
+    def quoted(self) -> str:
+        return ". Its last output:\n" + "\n".join(self._tail) if self._tail else ", without any output"
+
+
+def _meaning(code: int) -> str:
+    return {137: " (killed, perhaps for lack of memory)", 127: " (command not found)"}.get(code, "")
