@@ -217,4 +217,4 @@ def main(query: str = "") -> None:
         hits = search.best.remote(text)
         print(f"\n{text}   ({(time.monotonic() - asked) * 1000:.0f} ms)")
         for hit in hits:
-            print(f"  {hit.score:4.0%}  {hit.name:<36} {hit.place:<24} {hit.summary[:60]}")
+            print(f"  {hit.score:4.0%}  {hit.name}  ({hit.place})\n        {hit.summary[:96]}")

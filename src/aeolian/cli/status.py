@@ -53,7 +53,7 @@ def starts_table(starts: Iterable[ContainerStatus]) -> Table:
         took = {hook.name: hook.seconds for hook in start.hooks}
         rows.add_row(
             start.task_id,
-            f"{start.app_name}.{start.function_name}",
+            f"{start.app_name}.{start.function_name.removesuffix('.*')}",
             *(_ms(took.get(name)) for name in names),
             _ms(_total_s(start)),
             _state(start),
@@ -81,7 +81,8 @@ def _summary(found: Report, now: float) -> Table:
     largest = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes[:5] if size >= 1 << 20)
     used = _bytes(sum(found.disk_bytes.values()))
     rows.add_row("disk", f"{used} used{f' ({largest})' if largest else ''}, {_bytes(found.disk_free_bytes)} free")
-    rows.add_row("now", f"{found.num_running} containers, {len(found.apps)} apps, {found.num_volumes} volumes")
+    counts = ((found.num_running, "container"), (len(found.apps), "app"), (found.num_volumes, "volume"))
+    rows.add_row("now", ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts))
     return rows
 
 
