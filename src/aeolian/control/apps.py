@@ -21,6 +21,7 @@ from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from aeolian.domain.ids import new_id
+from aeolian.domain.suggestions import instead_of
 from aeolian.storage import apps as storage
 from aeolian.storage.database import Database
 
@@ -136,9 +137,9 @@ class Apps:
         environment = self.environment(environment_name, caller)
         app = self.with_name(environment.id, name)
         if app is None:
-            raise NotFound(
-                f"App '{name}' not found in environment '{environment.name}': deploy it with `modal deploy` first"
-            )
+            names = [known for where, known in self._by_name if where == environment.id]
+            hint = instead_of(name, names) or ": deploy it with `modal deploy` first"
+            raise NotFound(f"App '{name}' not found in environment '{environment.name}'{hint}")
         return app
 
     async def look_up_name(self, name: str, environment_name: str, caller: Caller) -> NameLookup:

@@ -8,6 +8,7 @@ from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import InvalidArgument, NotFound
 from aeolian.domain.ids import new_id
+from aeolian.domain.suggestions import instead_of
 from aeolian.storage import functions as storage
 from aeolian.storage.database import Database
 
@@ -41,8 +42,8 @@ class Classes:
         if class_id is None:
             if tag in layout.functions:
                 raise NotFound(f"'{tag}' is a Function of App '{app_name}': look it up with modal.Function.from_name")
-            names = ", ".join(sorted(layout.classes)[:10]) or "none"
-            raise NotFound(f"App '{app_name}' has no class '{tag}' (it has: {names})")
+            at = f" at version {version}" if version else ""
+            raise NotFound(f"App '{app_name}' has no class '{tag}'{at}{instead_of(tag, layout.classes)}")
         return class_id
 
     async def describe(self, class_ids: set[str], caller: Caller) -> dict[str, api_pb2.Object]:

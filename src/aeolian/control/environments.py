@@ -9,6 +9,7 @@ from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from aeolian.domain.ids import new_id
+from aeolian.domain.suggestions import instead_of
 from aeolian.storage import environments as storage
 from aeolian.storage.database import Database
 from aeolian.storage.environments import Environment
@@ -48,9 +49,9 @@ class Environments:
             return self.default
         found = self._by_name.get(name)
         if found is None:
-            there_are = ", ".join(sorted(self._by_name))
             raise NotFound(
-                f"there is no environment '{name}' (there are: {there_are}): make it by `modal environment create {name}`"
+                f"there is no environment '{name}'{instead_of(name, self._by_name)}. "
+                f"`modal environment create {name}` makes it"
             )
         return found
 

@@ -20,6 +20,7 @@ from aeolian.domain.clock import Clock
 from aeolian.domain.errors import ClassNameUsed, InvalidArgument, NotFound
 from aeolian.domain.functions import AutoscalerSettings
 from aeolian.domain.ids import new_id
+from aeolian.domain.suggestions import instead_of
 from aeolian.storage import functions as storage
 from aeolian.storage.database import Database
 from aeolian.storage.functions import DefinitionRow, FunctionRow
@@ -65,8 +66,8 @@ class FunctionChanges:
             at = f" at version {version}" if version else ""
             if f"{tag}.*" in layout.functions:
                 raise ClassNameUsed(f"'{tag}' is a class of App '{app_name}'{at}: look it up with modal.Cls.from_name")
-            names = ", ".join(sorted(layout.functions)[:10]) or "none"
-            raise NotFound(f"App '{app_name}' has no Function '{tag}'{at} (it has: {names})")
+            names = [name for name in layout.functions if not name.endswith(".*")]
+            raise NotFound(f"App '{app_name}' has no Function '{tag}'{at}{instead_of(tag, names)}")
         if not version:
             return found.function_id
         return await self.bind(found.function_id, b"", api_pb2.FunctionOptions(), caller, pinned_version=version)

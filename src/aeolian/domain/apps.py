@@ -100,6 +100,10 @@ class App(msgspec.Struct, frozen=True):
     def has_ended(self) -> bool:
         return self.state in ENDED
 
+    @property
+    def outlives_its_client(self) -> bool:
+        return self.state in (AppState.DETACHED, AppState.DETACHED_DISCONNECTED)
+
     def moved_to(self, state: AppState, **changes) -> "App":
         """This app in `state`. Raises FailedPrecondition when TRANSITIONS has no such step."""
         if state is not self.state and state not in TRANSITIONS[self.state]:
