@@ -109,11 +109,11 @@ async def supervise(settings: Settings, specs: list[ChildSpec], terminal: Termin
 
     def on_signal() -> None:
         if stop.is_set():
-            terminal.say("ending everything at once")
             supervisor.kill_now.set()
+            terminal.say("ending everything at once")
         else:
-            terminal.say("stopping: what runs may finish (Ctrl-C again ends it at once)")
             stop.set()
+            terminal.say("stopping: what runs may finish (Ctrl-C again ends it at once)")
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

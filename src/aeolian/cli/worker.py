@@ -24,7 +24,7 @@ from aeolian.worker.hooks.volumes import VolumesHook
 from aeolian.worker.images.builder import ImageBuilder
 from aeolian.worker.images.store import ImageStore
 from aeolian.worker.interpreters import Interpreters, StandalonePythons
-from aeolian.worker.runtimes.base import Runtime
+from aeolian.worker.runtimes.base import Runtime, RuntimeUnavailable
 from aeolian.worker.runtimes.native import NativeRuntime
 from aeolian.worker.runtimes.process import ProcessRuntime
 from aeolian.worker.runtimes.selection import choose
@@ -96,7 +96,12 @@ class _LateAuthority:
 
 async def _runtime(settings: Settings, images: ImageStore, sdk: SdkStore, layers: list, hooks: list) -> Runtime:
     """Raises FailedPrecondition when the one that was asked for cannot run here."""
-    chosen = await choose(settings.runtime, settings.data_dir)
+    try:
+        chosen = await choose(settings.runtime, settings.data_dir)
+    except RuntimeUnavailable as error:
+        raise FailedPrecondition(str(error)) from error
+    for offer in chosen.missing:
+        log.info("not taken: %s", offer)
     kind = {"native": NativeRuntime, "process": ProcessRuntime}[chosen.name]
     return kind(settings.data_dir, images, sdk, layers=layers, hooks=hooks)
 
