@@ -22,9 +22,13 @@ import psutil
 from rich.console import Console
 from rich.markup import escape
 
+from aeolian.worker.images.machine_cache import default_cache_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 EXAMPLE = "examples/code_search.py"
+PLACE = Path("/var/tmp")
+"""Where the data directory is made: for much data, and on a disk where /tmp is memory."""
 START_S = 60.0
 STOP_S = 90.0
 
@@ -42,30 +46,35 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="aeolian-demo-"))
+    folder = Path(tempfile.mkdtemp(prefix="aeolian-demo-", dir=PLACE if PLACE.is_dir() else None))
     try:
-        with running(folder, runtime) as environment:
-            step("A real app, by the official client: an index of Python's standard library, and searches over it")
-            run(environment, "modal", "run", EXAMPLE)
-            step("What ran, and what the start of each container cost")
-            run(environment, "aeolian", "status", "--data-dir", str(folder), "--starts", "30")
-            step("Stopping")
+        status = demonstrate(folder, runtime)
     except Failed as failure:
-        console.print(f"\n[bold red]The demo failed:[/] {escape(str(failure))}")
-        return 1
+        console.print(f"\n[bold red]The demo failed:[/] {escape(str(failure))}", soft_wrap=True)
+        status = 1
     except KeyboardInterrupt:
         console.print("\nInterrupted.")
-        return 130
+        status = 130
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    left = leftovers(folder)
-    if left:
-        console.print("\n[bold red]The demo left something behind:[/]")
+    if left := leftovers(folder):
+        console.print("\n[bold red]Something is left behind:[/]")
         for line in left:
-            console.print(f"  {escape(line)}")
+            console.print(f"  {escape(line)}", soft_wrap=True)
         return 1
     console.print("No process, mount or file is left.")
-    console.print(f"\n[bold green]Done[/] in {time.monotonic() - began:.0f} s. Next: docs/getting-started.md")
+    if status == 0:
+        console.print(f"\n[bold green]Done[/] in {time.monotonic() - began:.0f} s. Next: docs/getting-started.md")
+    return status
+
+
+def demonstrate(folder: Path, runtime: str) -> int:
+    with running(folder, runtime) as environment:
+        step("A real app, by the official client: an index of Python's standard library, and searches")
+        run(environment, "modal", "run", EXAMPLE)
+        step("What ran, and what the start of each container cost")
+        run(environment, "aeolian", "status", "--data-dir", str(folder), "--starts", "30")
+        step("Stopping")
     return 0
 
 
@@ -76,9 +85,13 @@ def running(folder: Path, runtime: str) -> Iterator[dict[str, str]]:
     options = ("--grpc-port", "0", "--http-port", "0", "--runtime", runtime)
     command = ["aeolian", "up", "--data-dir", str(folder), *options]
     show(command)
+    environment = dict(os.environ)
+    if not default_cache_folder().exists():  # an installation's own is used, but none is left behind
+        environment["XDG_CACHE_HOME"] = str(folder / "cache")
     process = subprocess.Popen(
         [BIN / command[0], *command[1:]],
         cwd=ROOT,
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -90,16 +103,25 @@ def running(folder: Path, runtime: str) -> Iterator[dict[str, str]]:
         output.wait_until_ready()
         yield client_environment(folder)
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise Failed(f"Aeolian did not stop within {STOP_S:g} s\n{output.text()}") from None
-        finally:
-            output.close()
+        stop(process)
+        output.close()
     if process.returncode != 0:
         raise Failed(f"Aeolian ended with status {process.returncode}\n{output.text()}")
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """As Ctrl-C does it; another Ctrl-C is passed on, and ends it at once."""
+    until = time.monotonic() + STOP_S
+    process.send_signal(signal.SIGINT)
+    while True:
+        try:
+            process.wait(until - time.monotonic())
+            return
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise Failed(f"Aeolian did not stop within {STOP_S:g} s") from None
 
 
 class Output:
