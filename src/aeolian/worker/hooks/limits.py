@@ -3,21 +3,23 @@
 The OCI runtime makes the group and sets its limits (`runtimes/oci_spec.py`).
 """
 
+from collections.abc import Callable
+
 from aeolian.worker.cgroups import Cgroups
 from aeolian.worker.hooks.base import Start
 
 
 class LimitsHook:
-    """`parent`: the group (`/aeolian-…`) below which all groups of this worker lie."""
+    """`path_of`: which group a container (by its id) gets."""
 
     name = "limits"
 
-    def __init__(self, cgroups: Cgroups, parent: str):
+    def __init__(self, cgroups: Cgroups, path_of: Callable[[str], str]):
         self._cgroups = cgroups
-        self._parent = parent
+        self._path_of = path_of
 
     async def apply(self, start: Start) -> None:
-        start.cgroup = f"{self._parent}/{start.spec.task_id}"
+        start.cgroup = self._path_of(start.spec.task_id)
 
     async def undo(self, start: Start) -> None:
         if start.cgroup:

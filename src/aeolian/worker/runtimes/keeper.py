@@ -3,8 +3,8 @@
 A process of its own beside the worker (`python -m …keeper CONFIG`), small and single-threaded, so forking is cheap::
 
     worker ==(one socket)==> keeper --+--> init: first process of the container's pid namespace, reaps its orphans
-                                      +--> crun, ends when it has started …
-                                      `--> … the container's main process, which falls to the keeper
+                                      +--> `crun create`, ends when all is prepared …
+                                      `--> … the main process, which falls to the keeper and waits for its go
 
 The main process is not the first of its namespace, so signals do to it what they do to any process. When it has ended
 `init` is killed, and the kernel ends everything else in the namespace. When the worker dies the socket closes, and the
@@ -12,7 +12,7 @@ keeper ends all containers; when the keeper dies the kernel kills every `init`. 
 
 Messages are JSON, one a packet::
 
-    worker: {"start": id, "argv": [crun, …], "log": file, "pid_file": file} + descriptors of stdout and stderr
+    worker: {"start": id, "argv": [crun, …], "log": file, "pid_file": file, "go": fifo} + stdout and stderr
             {"signal": id, "number": n}   {"kill": id}
     keeper: {"ready": true}   {"started": id, "pid": n}   {"failed": id, "error": text}   {"exited": id, "code": n}
 """
@@ -67,8 +67,8 @@ def clear(config: dict, *, with_mounts: bool) -> None:
 class Kept:
     """One container: its processes, as this process numbers them."""
 
-    def __init__(self, container_id: str, log: str, pid_file: str):
-        self.id, self.log, self.pid_file = container_id, log, pid_file
+    def __init__(self, container_id: str, log: str, pid_file: str, go: str):
+        self.id, self.log, self.pid_file, self.go = container_id, log, pid_file, go
         self.init: int | None = None
         self.crun: int | None = None
         self.main: int | None = None
@@ -84,8 +84,6 @@ class Keeper:
         self._hides_unified = Cgroups().kind is CgroupKind.HYBRID
         self._kept: dict[str, Kept] = {}
         self._by_pid: dict[int, Kept] = {}
-        self._ended_early: dict[int, int] = {}
-        """Ends of processes that crun has started but not yet told us of."""
 
     def run(self) -> None:
         """Until the worker hangs up and all containers have ended."""
@@ -142,7 +140,7 @@ class Keeper:
         return True
 
     def _start(self, message: dict, stdout: int, stderr: int) -> None:
-        kept = Kept(message["start"], message["log"], message["pid_file"])
+        kept = Kept(message["start"], message["log"], message["pid_file"], message["go"])
         self._kept[kept.id] = kept
         try:
             kept.init = self._fork_init()
@@ -199,10 +197,10 @@ class Keeper:
             code = os.waitstatus_to_exitcode(status)
             kept = self._by_pid.pop(pid, None)
             if kept is None:
-                self._ended_early[pid] = code
-            elif pid == kept.crun:
+                continue
+            if pid == kept.crun:
                 kept.crun = None
-                self._has_started(kept, code)
+                self._created(kept, code)
             elif pid == kept.main:
                 kept.code = code
                 self._end(kept)
@@ -210,31 +208,33 @@ class Keeper:
                 kept.init = None
                 self._init_ended(kept)
 
-    def _has_started(self, kept: Kept, code: int) -> None:
-        """crun has ended: the main process runs, or has run already, or never will."""
+    def _created(self, kept: Kept, code: int) -> None:
+        """crun has ended: the main process waits for its go."""
         try:
-            pid = int(Path(kept.pid_file).read_text())
+            pid = int(Path(kept.pid_file).read_text()) if code == 0 else 0
         except (OSError, ValueError):
             pid = 0
-        if code != 0 or pid == 0:
+        if pid == 0:
             self._failed(kept, last_words(kept.log) or f"crun ended with {code}")
             return
         kept.main = pid
-        self._say({"started": kept.id, "pid": pid})
-        if pid in self._ended_early:
-            kept.code = self._ended_early.pop(pid)
+        self._by_pid[pid] = kept
+        if kept.is_killed or kept.init is None:
             self._end(kept)
-        else:
-            self._by_pid[pid] = kept
-            if kept.is_killed or kept.init is None:
-                self._end(kept)
-        if not any(other.crun for other in self._kept.values()):
-            self._ended_early.clear()
-        self._finish(kept)
+        try:
+            # What `crun start` does, without the time that another process takes.
+            descriptor = os.open(kept.go, os.O_WRONLY | os.O_NONBLOCK)
+            os.write(descriptor, b" ")
+            os.close(descriptor)
+        except OSError as error:
+            self._failed(kept, f"crun left no process that waits at {kept.go}: {error.strerror}")
+            return
+        self._say({"started": kept.id, "pid": pid})
 
     def _failed(self, kept: Kept, error: str) -> None:
         self._say({"failed": kept.id, "error": error})
-        kept.code = 127
+        if kept.main is None:
+            kept.code = 127
         self._end(kept)
         self._finish(kept)
 
@@ -292,10 +292,10 @@ def rename(name: bytes) -> None:
 
 
 def last_words(log: str) -> str:
-    """crun's own complaint, without the time before it."""
+    """crun's own complaint."""
     with contextlib.suppress(OSError):
         lines = Path(log).read_bytes()[-MAX_ERROR_BYTES:].decode("utf-8", "replace").strip().splitlines()
-        return lines[-1].partition(": ")[2] or lines[-1] if lines else ""
+        return lines[-1] if lines else ""
     return ""
 
 

@@ -49,6 +49,7 @@ MIN_SHARES = 2
 SHARES_PER_CPU = 1024
 MIB = 1 << 20
 HOSTNAME_MAX = 63
+COMPILED_SECCOMP = "run.oci.seccomp_bpf_data"
 
 
 def oci_spec(
@@ -62,12 +63,17 @@ def oci_spec(
     cgroup: str,
     resources: Resources,
     seccomp: dict,
+    compiled_seccomp: str,
     pid_namespace: Path,
     network_namespace: Path | None,
     block_network: bool,
     limits_swap: bool,
 ) -> dict:
-    """`config.json` of the container's bundle. `network_namespace`: a prepared one; None: the host's, or an empty one."""
+    """`config.json` of the container's bundle.
+
+    `network_namespace`: a prepared one; None: the host's, or an empty one. `compiled_seccomp`: the profile as a filter
+    program in base64, or "": crun then makes one of it, which takes 15 ms.
+    """
     namespaces: list[dict] = [{"type": kind} for kind in ("mount", "ipc", "uts", "cgroup")]
     namespaces.append({"type": "pid", "path": str(pid_namespace)})
     if network_namespace is not None:
@@ -79,6 +85,7 @@ def oci_spec(
         "ociVersion": "1.0.2",
         "root": {"path": str(rootfs)},
         "hostname": hostname[:HOSTNAME_MAX],
+        "annotations": {COMPILED_SECCOMP: compiled_seccomp} if compiled_seccomp else {},
         "process": {
             "terminal": False,
             "user": {"uid": 0, "gid": 0},
