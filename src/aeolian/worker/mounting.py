@@ -27,10 +27,31 @@ def share_mounts_of(folder: Path) -> None:
 
 def mount_overlay(layers: Sequence[Path], upper: Path, work: Path, target: Path) -> None:
     """`layers`: the topmost first. Raises OSError."""
-    lower = ":".join(_escaped(layer) for layer in layers)
-    options = f"lowerdir={lower},upperdir={_escaped(upper)},workdir={_escaped(work)},{OVERLAY_OPTIONS}"
+    options = _overlay_options(layers, upper, work)
     if len(os.fsencode(options)) > MAX_OPTIONS_BYTES:
-        raise OSError(errno.ENAMETOOLONG, f"the paths of {len(layers)} layers are too long for a mount")
+        with contextlib.ExitStack() as opened:
+            short = [_short_name(layer, opened) for layer in layers]
+            options = _overlay_options(short, upper, work)
+            if len(os.fsencode(options)) > MAX_OPTIONS_BYTES:
+                raise OSError(errno.ENAMETOOLONG, f"{len(layers)} layers are too many for a mount")
+            _mount_overlay(options, target)
+        return
+    _mount_overlay(options, target)
+
+
+def _overlay_options(layers: Sequence[Path], upper: Path, work: Path) -> str:
+    lower = ":".join(_escaped(layer) for layer in layers)
+    return f"lowerdir={lower},upperdir={_escaped(upper)},workdir={_escaped(work)},{OVERLAY_OPTIONS}"
+
+
+def _short_name(folder: Path, opened: contextlib.ExitStack) -> Path:
+    """One mount takes 4095 bytes of options: an open folder has a name of a few bytes."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    opened.callback(os.close, descriptor)
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
+def _mount_overlay(options: str, target: Path) -> None:
     try:
         # What is written counts from the commit on, which copies it: no need to sync it to disk before.
         view.mount("overlay", target, "overlay", 0, f"{options},volatile")

@@ -10,19 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aeolian.worker.hooks.base import Bind, Start
+from aeolian.worker.images.host_settings import CERTIFICATE_VARIABLES
 
 RESOLVER = "/etc/resolv.conf"
 HOSTS = "/etc/hosts"
 CERTIFICATES_TARGET = "/__modal/ca-certificates.crt"
-CERTIFICATE_VARIABLES = (
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "PIP_CERT",
-    "NODE_EXTRA_CA_CERTS",
-    "GIT_SSL_CAINFO",
-    "CARGO_HTTP_CAINFO",
-)
 DEFAULT_BUNDLES = (
     "etc/ssl/certs/ca-certificates.crt",
     "etc/pki/tls/certs/ca-bundle.crt",

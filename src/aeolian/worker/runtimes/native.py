@@ -40,7 +40,7 @@ CRUN = "crun"
 
 
 class NativeRuntime:
-    """`hooks`: those of mounts, volumes and the like, between the SDK's and the start."""
+    """`layers`: hooks before the image's (Mounts); `hooks`: those after the SDK's (Volumes and the like)."""
 
     name = "native"
 
@@ -53,7 +53,6 @@ class NativeRuntime:
         layers: Sequence[Hook] = (),
         hooks: Sequence[Hook] = (),
     ):
-        """`layers`: hooks before the image's (Mounts); `hooks`: those after the SDK's (Volumes and the like)."""
         data_dir = data_dir.resolve()
         self._containers = data_dir / CONTAINERS
         self._folder = runtime_folder(data_dir, self.name)
@@ -65,7 +64,7 @@ class NativeRuntime:
         self._seccomp = seccomp_profile(CAPABILITIES)
         self._compiled_seccomp = ""
         limits = LimitsHook(self._cgroups, self.cgroup_of)
-        self._hooks = [ImageHook(images), SdkHook(sdk), *hooks, NamesHook(), limits]
+        self._hooks = [*layers, ImageHook(images), SdkHook(sdk), *hooks, NamesHook(), limits]
         self._keeper: asyncio.Task[Keeper] | None = None
 
     async def open(self) -> None:
