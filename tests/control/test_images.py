@@ -126,7 +126,7 @@ class FakeWorker:
 
     async def say(self, image_id, *texts):
         lines = [LogLine(1, 1.0, text) for text in texts]
-        await self.server.images.on_log(image_id, lines, self.life, next(self._seq))
+        await self.server.put_log(image_id, lines, self.life, next(self._seq))
 
     async def built(self, command, error="", info=None):
         await self.server.images.on_built(command.image_id, command.build_id, error, INFO if info is None else info)
@@ -195,6 +195,11 @@ class Server:
         await worker.build_next()
         await self.images.wait_built(image.image_id)
         return image
+
+    async def put_log(self, image_id, lines, life, seq):
+        """As the worker's link does."""
+        place = self.images.log_place(image_id)
+        await self.logs.append(place.app_id, place.task_id, "", lines, image_id, source=life, source_seq=seq)
 
     async def end_of(self, image_id):
         """The image once its build is over, and what the build has put out."""
@@ -428,7 +433,7 @@ async def test_output_that_is_delivered_twice_is_kept_once(server, worker):
     image = await server.ask()
     command = await worker.told()
     for _ in range(2):
-        await server.images.on_log(image.image_id, [LogLine(1, 1.0, "line\n")], worker.life, 7)
+        await server.put_log(image.image_id, [LogLine(1, 1.0, "line\n")], worker.life, 7)
     await worker.built(command)
     assert (await server.end_of(image.image_id))[1] == "line\n"
 
@@ -514,6 +519,7 @@ async def test_a_build_function_runs_once_and_its_container_becomes_the_image(se
     await server.images.on_built(saved.image_id, saved.build_id, "", INFO)
     built, text = await server.end_of(image.image_id)
     assert built.status is Status.SUCCESS and text == "from the function\n"
+    await server.images.wait_built(image.image_id)
     assert server.images.saved_from(function_id).image_id == ""
     worker.worker.image_ids.add(image.image_id)
     assert (await server.ask_function(base.image_id)).status is Status.SUCCESS

@@ -29,7 +29,7 @@ from aeolian.domain.clock import Clock
 from aeolian.domain.containers import MountSpec
 from aeolian.domain.errors import AeolianError, Unavailable
 from aeolian.domain.ids import new_id
-from aeolian.domain.link import BuildImage, CancelBuild, LogLine
+from aeolian.domain.link import BuildImage, CancelBuild
 from aeolian.storage import images as storage
 from aeolian.storage.database import Database
 from aeolian.storage.images import Image
@@ -323,20 +323,6 @@ class ImageBuilds:
                 return await self._database.write(write)
             except Unavailable:
                 await asyncio.sleep(RETRY_S)
-
-    # ---- output -----------------------------------------------------------------------------------------
-
-    async def put_log(self, image: Image, lines: Sequence[LogLine], source: str, source_seq: int) -> None:
-        """Output of a build: kept with the App that asked for it. Raises Unavailable."""
-        await self._logs.append(
-            image.app_id,
-            image.build_id,
-            "",
-            lines,
-            image.image_id,
-            source=source,
-            source_seq=source_seq,
-        )
 
 
 def again(image: Image) -> Image:

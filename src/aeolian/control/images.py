@@ -9,7 +9,7 @@ the cache gets an id of its own: what runs on the old one stays on it, and what 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +24,7 @@ from aeolian.control.functions import Functions
 from aeolian.control.image_builds import ImageBuilds, again
 from aeolian.control.image_names import ImageNames
 from aeolian.control.image_state import Build
-from aeolian.control.logs import AppLogs
+from aeolian.control.logs import AppLogs, LogPlace
 from aeolian.control.mounts import Mounts
 from aeolian.control.secrets import Secrets
 from aeolian.control.workers import Worker, Workers
@@ -33,7 +33,6 @@ from aeolian.domain.calls import Status
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from aeolian.domain.ids import content_id, new_id
-from aeolian.domain.link import LogLine
 from aeolian.domain.logs import LogBatch, LogFilter
 from aeolian.storage import images as storage
 from aeolian.storage.database import Database
@@ -308,14 +307,16 @@ class Images:
 
     # ---- what workers and containers say ----------------------------------------------------------------
 
-    async def on_log(self, image_id: str, lines: Sequence[LogLine], source: str, source_seq: int) -> None:
-        """Output of a build; returns when it is stored. `source`, `source_seq`: see `AppLogs.append`."""
+    def log_place(self, image_id: str) -> LogPlace | None:
+        """Where the output of its build is kept: with the App that asked for it. None: `find_log_place` knows."""
         build = self._builds.get(image_id)
         image = build.image if build is not None else self._known.get(image_id)
-        if image is None:
-            image = await self._database.read(lambda c: storage.get(c, image_id))
-        if image is not None:
-            await self._builds.put_log(image, lines, source, source_seq)
+        return LogPlace(image.app_id, image.build_id, image_id=image_id) if image is not None else None
+
+    async def find_log_place(self, image_id: str) -> LogPlace | None:
+        """Also of builds that ended long ago; None: there is no such image."""
+        image = await self._database.read(lambda c: storage.get(c, image_id))
+        return LogPlace(image.app_id, image.build_id, image_id=image_id) if image is not None else None
 
     async def on_built(self, image_id: str, build_id: str, error: str, info: dict[str, str]) -> None:
         self._builds.built(image_id, build_id, error, info)

@@ -38,6 +38,15 @@ PAGE = 16
 RETRY_S = 1.0
 
 
+class LogPlace(NamedTuple):
+    """Where the lines of a container or of a build are kept."""
+
+    app_id: str
+    task_id: str
+    function_id: str = ""
+    image_id: str = ""
+
+
 class _Pending(NamedTuple):
     app_id: str
     task_id: str
@@ -126,7 +135,24 @@ class AppLogs:
 
         Raises Unavailable when the server shuts down before the lines are stored: deliver them again.
         """
-        await self._put(app_id, task_id, function_id, tuple(lines), image_id, False, source, source_seq)
+        while self._pending_bytes > MAX_PENDING_BYTES and not self._closing:
+            self._room.clear()
+            await self._room.wait()
+        await self.deliver(app_id, task_id, function_id, lines, image_id, source=source, source_seq=source_seq)
+
+    def deliver(
+        self,
+        app_id: str,
+        task_id: str,
+        function_id: str,
+        lines: Sequence[LogLine],
+        image_id: str = "",
+        *,
+        source: str = "",
+        source_seq: int = 0,
+    ) -> asyncio.Future[None]:
+        """As `append`, in its place before this returns; for sources that bound what they have under way."""
+        return self._put(app_id, task_id, function_id, tuple(lines), image_id, False, source, source_seq)
 
     async def task_ended(self, app_id: str, task_id: str, function_id: str = "") -> None:
         """That container writes no more: those who follow only it come to their end."""
@@ -145,22 +171,20 @@ class AppLogs:
         for follower in channel.followers if channel else ():
             follower.woken.set()
 
-    async def _put(self, app_id, task_id, function_id, lines, image_id, is_end, source, source_seq) -> None:
-        if not lines and not is_end:
-            return
-        size = num_bytes(lines)
-        while self._pending_bytes > MAX_PENDING_BYTES and not self._closing:
-            self._room.clear()
-            await self._room.wait()
+    def _put(self, app_id, task_id, function_id, lines, image_id, is_end, source, source_seq) -> asyncio.Future[None]:
         if self._closing or self._writer is None:
             raise Unavailable("the server is shutting down; deliver the log lines again")
         done = asyncio.get_running_loop().create_future()
+        if not lines and not is_end:
+            done.set_result(None)
+            return done
+        size = num_bytes(lines)
         self._pending.append(
             _Pending(app_id, task_id, function_id, image_id, lines, is_end, source, source_seq, size, done)
         )
         self._pending_bytes += size
         self._work.set()
-        await done
+        return done
 
     async def _write_loop(self) -> None:
         while True:

@@ -18,13 +18,18 @@ class HeldInput(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ContainerReport(msgspec.Struct, frozen=True):
-    """What a worker says of one of its containers when it (re)connects."""
+    """What a worker says of one of its containers when it (re)connects.
+
+    Of one that has exited the end itself follows, after the outputs that are not acknowledged yet.
+    """
 
     task_id: str
     function_id: str
     state: str
     held: tuple[HeldInput, ...] = ()
     wants: "WantInputs | None" = None
+    num_given: int = 0
+    """How many inputs it was given in all."""
 
 
 # ---- events: worker -> server ---------------------------------------------------------------------------
@@ -41,10 +46,11 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     num_gpus: int = 0
     containers: tuple[ContainerReport, ...] = ()
     image_ids: tuple[str, ...] = ()
+    is_leaving: bool = False
 
 
 class ContainerChanged(msgspec.Struct, frozen=True, tag="container"):
-    """A container reached a state. `exit` is set with EXITED."""
+    """A container reached a state. `exit` is set with EXITED, which the worker repeats until `AckExit`."""
 
     task_id: str
     state: str
@@ -107,11 +113,15 @@ class ImageBuilt(msgspec.Struct, frozen=True, tag="image"):
     build_id: str = ""
 
 
+class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
+    """The worker is shutting down: its containers finish what they hold, and no new ones start."""
+
+
 class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
     at: float
 
 
-Event = Hello | ContainerChanged | WantInputs | ReturnInputs | Outputs | Logs | ImageBuilt | Heartbeat
+Event = Hello | ContainerChanged | WantInputs | ReturnInputs | Outputs | Logs | ImageBuilt | Leaving | Heartbeat
 
 # ---- commands: server -> worker -------------------------------------------------------------------------
 
@@ -164,7 +174,15 @@ class AckOutputs(msgspec.Struct, frozen=True, tag="ack_outputs"):
 
 
 class AckLogs(msgspec.Struct, frozen=True, tag="ack_logs"):
+    """This batch is stored; it says nothing of those before it."""
+
     seq: int
+
+
+class AckExit(msgspec.Struct, frozen=True, tag="ack_exit"):
+    """The end of this container was heard: the worker need not repeat it."""
+
+    task_id: str
 
 
 class BuildImage(msgspec.Struct, frozen=True, tag="build"):
@@ -203,6 +221,7 @@ Command = (
     | CancelInputs
     | AckOutputs
     | AckLogs
+    | AckExit
     | BuildImage
     | CancelBuild
     | PrepareImage

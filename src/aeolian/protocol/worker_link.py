@@ -21,8 +21,10 @@ from aeolian.control.logs import AppLogs
 from aeolian.control.pools import Pools
 from aeolian.control.workers import Worker, Workers
 from aeolian.domain.caller import Caller
-from aeolian.domain.errors import AeolianError, PermissionDenied, Unavailable
+from aeolian.domain.containers import ContainerState
+from aeolian.domain.errors import PermissionDenied, Unavailable
 from aeolian.domain.link import (
+    AckExit,
     AckLogs,
     AckOutputs,
     ContainerChanged,
@@ -30,28 +32,28 @@ from aeolian.domain.link import (
     Heartbeat,
     Hello,
     ImageBuilt,
+    Leaving,
     Logs,
     Outputs,
     ReturnInputs,
     WantInputs,
     decode_events,
 )
+from aeolian.protocol.worker_logs import Images as LogImages
+from aeolian.protocol.worker_logs import WorkerLogs
 from aeolian.protocol.worker_volumes import WorkerVolumeCalls
 from aeolian.worker.framing import FrameLink
 from aeolian.worker.link import TASK_KEY, TOKEN_KEY, VOLUMES_METHOD
 
 log = logging.getLogger(__name__)
 
+ARRIVAL_S = 10.0
 SILENT_S = 30.0
 """A worker that says nothing for so long (it sends heartbeats) is away."""
 
 
-class ImageEvents(Protocol):
-    async def on_log(self, image_id: str, lines: tuple, source: str, source_seq: int) -> None: ...
-
+class ImageEvents(LogImages, Protocol):
     async def on_built(self, image_id: str, build_id: str, error: str, info: dict[str, str]) -> None: ...
-
-    def saved_from(self, function_id: str) -> tuple[str, str]: ...
 
 
 def worker_token(keys_dir: Path) -> str:
@@ -126,6 +128,7 @@ class _WorkerLink:
         self._owner = owner
         self.link = FrameLink(self._first_frame, self._lost)
         self._worker: Worker | None = None
+        self._logs = WorkerLogs(owner._containers, owner._images, owner._logs, lambda seq: self.link.send(AckLogs(seq)))
         self._loop = asyncio.get_running_loop()
         self._heard_at = self._loop.time()
         self._timer = self._loop.call_later(SILENT_S, self._check)
@@ -149,6 +152,7 @@ class _WorkerLink:
     def _lost(self) -> None:
         self._timer.cancel()
         self._owner._links.discard(self)
+        self._owner.behind(self._logs.close())
         if self._worker is not None:
             self._owner._containers.worker_disconnected(self._worker)
 
@@ -168,9 +172,11 @@ class _WorkerLink:
             case Outputs():
                 self._outputs(event)
             case Logs():
-                owner.behind(self._store_logs(event))
+                self._logs.take(event, self._worker.life if self._worker is not None else "")
             case ContainerChanged():
                 owner._containers.container_changed(event)
+                if event.state == ContainerState.EXITED:
+                    self.link.send(AckExit(event.task_id))
             case ReturnInputs():
                 if (container := owner._containers.get(event.task_id)) is not None:
                     owner._pools.take_back(container, event.held, owner._calls.unfinished_input)
@@ -182,6 +188,9 @@ class _WorkerLink:
                 self._worker = Worker(event, self.link.send)
                 owner._containers.worker_connected(self._worker, event)
                 owner._on_worker(self._worker)
+            case Leaving():
+                if self._worker is not None:
+                    owner._containers.worker_leaving(self._worker)
             case Heartbeat():
                 pass
 
@@ -198,43 +207,29 @@ class _WorkerLink:
         for raw in event.items:
             self._owner._calls.output_received(event.task_id, api_pb2.FunctionPutOutputsItem.FromString(raw), stored)
 
-    async def _store_logs(self, event: Logs) -> None:
-        owner = self._owner
-        life = self._worker.life if self._worker is not None else ""
-        try:
-            container = owner._containers.get(event.task_id)
-            image_id = event.image_id or (container and owner._images.saved_from(container.function_id)[0])
-            if image_id:
-                await owner._images.on_log(image_id, event.lines, life, event.seq)
-            else:
-                app_id = container.app_id if container else await owner._containers.app_of_task(event.task_id)
-                if app_id:
-                    function_id = container.function_id if container else ""
-                    await owner._logs.append(
-                        app_id, event.task_id, function_id, event.lines, source=life, source_seq=event.seq
-                    )
-        except Unavailable:
-            return  # the worker will send them again
-        except AeolianError as error:
-            log.warning("log lines could not be stored: %s", error)
-            return
-        self.link.send(AckLogs(event.seq))
-
 
 class ContainerCallers:
     """Who a container is: its worker says so, and only workers have the token."""
 
-    def __init__(self, token: str, containers: Containers, apps: Apps, *, workspace: str):
+    def __init__(self, token: str, containers: Containers, workers: Workers, apps: Apps, *, workspace: str):
         self._token = token
         self._containers = containers
+        self._workers = workers
         self._apps = apps
         self._workspace = workspace
 
     async def authenticate(self, metadata: dict[str, Any]) -> Caller:
+        """Raises Unavailable while the server does not know (yet) what the container is working on."""
         check_worker(metadata, self._token)
         task_id = str(metadata.get(TASK_KEY, ""))
         container = self._containers.get(task_id)
-        if container is None:
+        if container is not None and not self._workers.is_connected(container.worker_id):
+            # After a start of the server RPCs come through before the worker has said what its containers hold.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ARRIVAL_S):
+                    await self._workers.arrival(container.worker_id)
+            container = self._containers.get(task_id)
+        if container is None or not self._workers.is_connected(container.worker_id):
             raise Unavailable(f"container {task_id} is not known to this server (yet)")
         app = self._apps.known(container.app_id)
         return Caller(

@@ -1,6 +1,7 @@
 """The worker: carries out the server's commands, and keeps what it holds while the server is away."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -13,10 +14,11 @@ from typing import NamedTuple, Protocol
 import msgspec
 from modal_proto import api_pb2
 
-from aeolian.domain.containers import ContainerSpec, ContainerState
+from aeolian.domain.containers import ContainerSpec, ContainerState, ExitStatus
 from aeolian.domain.errors import AeolianError, FailedPrecondition
 from aeolian.domain.images import ImageSpec
 from aeolian.domain.link import (
+    AckExit,
     AckLogs,
     AckOutputs,
     AssignInputs,
@@ -24,9 +26,11 @@ from aeolian.domain.link import (
     CancelBuild,
     CancelInputs,
     Command,
+    ContainerChanged,
     Event,
     Hello,
     ImageBuilt,
+    Leaving,
     LogLine,
     PrepareImage,
     StartContainer,
@@ -37,12 +41,16 @@ from aeolian.worker.container import WorkerContainer
 from aeolian.worker.images.store import StoredImage
 from aeolian.worker.link import ServerLink
 from aeolian.worker.logs import LogSender
-from aeolian.worker.rpc import Answer
+from aeolian.worker.rpc import Answer, parsed
 from aeolian.worker.runtimes.base import Runtime
 from aeolian.worker.volume_rpcs import WorkerVolumeRpcs
 
 log = logging.getLogger(__name__)
 
+KILL_WAIT_S = 5.0
+STORE_WAIT_S = 5.0
+"""At its end: how long a worker waits for the server to store outputs and logs."""
+SHUTTING_DOWN = "the worker is shutting down"
 MAX_ENDS_KEPT = 100
 """Ends of builds that are repeated after a reconnection."""
 
@@ -97,7 +105,11 @@ class Agent:
         self._images = images
         self._builder = builder
         self._num_gpus = num_gpus
+        self._is_leaving = False
         self._containers: dict[str, WorkerContainer] = {}
+        """Those that the server may not know to have ended, too."""
+        self._all_gone = asyncio.Event()
+        self._all_gone.set()
         self._builds: dict[str, _Running] = {}
         """By image."""
         self._preparing: dict[PrepareImage, asyncio.Task] = {}
@@ -117,24 +129,30 @@ class Agent:
         self.link.open()
 
     async def close(self, drain_s: float) -> None:
-        """End the containers: gracefully as long as `drain_s` allows. Their outputs and logs still go up."""
+        """Let containers finish what they hold, as long as `drain_s` allows. Their outputs and logs still go up."""
+        self._is_leaving = True
+        self._send(Leaving())
         ending = list(self._containers.values())
         for container in ending:
-            container.stop(StopContainer(container.task_id, graceful=True, reason="the worker is shutting down"))
+            container.stop(StopContainer(container.task_id, drain=True, reason=SHUTTING_DOWN))
         if ending:
             log.info("waiting for %d container(s) to end", len(ending))
             ends = [asyncio.create_task(container.ended()) for container in ending]
             _, late = await asyncio.wait(ends, timeout=drain_s)
             if late:
-                for container in list(self._containers.values()):
+                log.warning("%d container(s) did not end within %g s: they are killed", len(late), drain_s)
+                for container in ending:
                     container.stop(StopContainer(container.task_id, graceful=False))
-                await asyncio.wait(late, timeout=5)
+                await asyncio.wait(late, timeout=KILL_WAIT_S)
         behind = [*(running.task for running in self._builds.values()), *self._preparing.values()]
         for task in behind:
             task.cancel()
         await asyncio.gather(*behind, return_exceptions=True)
-        if self.link.is_connected:
-            await self._logs.drained(3)
+        if self.link.is_connected or drain_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STORE_WAIT_S):
+                    await self._logs.drained()
+                    await self._all_gone.wait()
         await self.link.close()
 
     # ---- the link ---------------------------------------------------------------------------------------
@@ -147,12 +165,9 @@ class Agent:
             milli_cpu=1000 * len(os.sched_getaffinity(0)),
             memory_mb=_memory_mb(),
             num_gpus=self._num_gpus,
-            containers=tuple(
-                container.report()
-                for container in self._containers.values()
-                if container.state is not ContainerState.EXITED
-            ),
+            containers=tuple(container.report() for container in self._containers.values()),
             image_ids=tuple(self._images.ids()),
+            is_leaving=self._is_leaving,
         )
 
     def _connected(self) -> None:
@@ -175,6 +190,9 @@ class Agent:
                     container.acknowledge(command.seq)
             case AckLogs():
                 self._logs.acknowledged(command.seq)
+            case AckExit():
+                if (container := self._containers.get(command.task_id)) is not None:
+                    container.acknowledge_exit()
             case StartContainer():
                 self._start(command.spec)
             case StopContainer():
@@ -200,6 +218,11 @@ class Agent:
     def _start(self, spec: ContainerSpec) -> None:
         if spec.task_id in self._containers:
             return
+        if self._is_leaving:
+            exit = ExitStatus(exit_code=0, reason=SHUTTING_DOWN)
+            self._send(ContainerChanged(spec.task_id, ContainerState.EXITED.value, time.time(), exit=exit))
+            return
+        self._all_gone.clear()
         self._containers[spec.task_id] = WorkerContainer(
             spec,
             self._runtime,
@@ -215,6 +238,8 @@ class Agent:
 
     def _gone(self, container: WorkerContainer) -> None:
         self._containers.pop(container.task_id, None)
+        if not self._containers:
+            self._all_gone.set()
 
     def _own_rpcs(self, task_id: str) -> dict[str, Answer]:
         rpcs = self._volume_rpcs
@@ -222,11 +247,11 @@ class Agent:
             return {}
 
         async def commit(raw: bytes, key: str) -> bytes:
-            request = api_pb2.VolumeCommitRequest.FromString(raw)
+            request = parsed(api_pb2.VolumeCommitRequest, raw)
             return (await rpcs.VolumeCommit(request, task_id)).SerializeToString()
 
         async def reload(raw: bytes, key: str) -> bytes:
-            request = api_pb2.VolumeReloadRequest.FromString(raw)
+            request = parsed(api_pb2.VolumeReloadRequest, raw)
             return (await rpcs.VolumeReload(request, task_id)).SerializeToString()
 
         return {"VolumeCommit": commit, "VolumeReload": reload}

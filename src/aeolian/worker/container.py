@@ -20,7 +20,7 @@ from aeolian.domain.link import AssignInputs, CancelInputs, ContainerChanged, Co
 from aeolian.worker.container_inputs import ContainerInputs
 from aeolian.worker.hooks.base import Hook, Start
 from aeolian.worker.logs import LogPump, LogSender
-from aeolian.worker.rpc import Answer, ContainerServer, ContainerService
+from aeolian.worker.rpc import Answer, ContainerServer, ContainerService, parsed
 from aeolian.worker.runtimes.base import RunningContainer, Runtime
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,11 @@ class WorkerContainer:
         self._started_at = 0.0
         self._timings: list[HookTiming] = []
         self._socket_folder: Path | None = None
-        self._changed: ContainerChanged | None = None
+        self._exited: ContainerChanged | None = None
+        self._is_over = False
+        """The process is gone: there is nothing left to signal."""
+        self._is_undone = self._is_heard = False
+        """Nothing of it is left on this node; the server knows of its end."""
         self._loop = asyncio.get_running_loop()
         own: dict[str, Answer] = {
             "FunctionGetInputs": self._inputs.FunctionGetInputs,
@@ -101,6 +105,11 @@ class WorkerContainer:
 
     def acknowledge(self, seq: int) -> None:
         self._inputs.acknowledged(seq)
+        self._forget_if_done()
+
+    def acknowledge_exit(self) -> None:
+        self._is_heard = True
+        self._forget_if_done()
 
     def cancel(self, command: CancelInputs) -> None:
         self._inputs.cancel(command.input_ids)
@@ -109,10 +118,12 @@ class WorkerContainer:
 
     def stop(self, command: StopContainer) -> None:
         """Draining, by SIGINT, or at once. Each stronger one may follow a weaker one."""
+        if self._is_over:
+            return
         self._stop_reason = self._stop_reason or command.reason or "it was stopped"
         if command.drain:
             self._inputs.drain()
-            if not self._inputs.is_busy and self.state is not ContainerState.RUNNING:
+            if self.spec.is_server or (not self._inputs.is_busy and self.state is not ContainerState.RUNNING):
                 self._interrupt(STOP_GRACE_S)
             elif not self._inputs.is_busy:
                 # The kill switch ends it; a container that does not ask any more is interrupted.
@@ -127,15 +138,16 @@ class WorkerContainer:
             self._interrupt(STOP_GRACE_S)
 
     def report(self) -> ContainerReport:
+        inputs = self._inputs
         return ContainerReport(
-            self.task_id, self.spec.function_id, self.state.value, self._inputs.held(), self._inputs.want
+            self.task_id, self.spec.function_id, self.state.value, inputs.held(), inputs.want, inputs.num_given
         )
 
     def repeat(self) -> None:
         """After a reconnection: what the server may not have heard."""
         self._inputs.repeat()
-        if self._changed is not None:
-            self._send(self._changed)
+        if self._exited is not None:
+            self._send(self._exited)
 
     # ---- its life ---------------------------------------------------------------------------------------
 
@@ -163,6 +175,7 @@ class WorkerContainer:
             log.exception("%s could not be started", self.task_id)
             exit = ExitStatus(exit_code=1, reason=f"the worker failed to start it: {error!r}")
         finally:
+            self._is_over = True
             for timer in self._timers:
                 timer.cancel()
             self._inputs.close()
@@ -172,7 +185,8 @@ class WorkerContainer:
         await self._inputs.stored(STORE_GRACE_S)
         self._move_to(ContainerState.EXITED, exit=exit, task_result=self._task_result)
         await undoing
-        self._on_gone(self)
+        self._is_undone = True
+        self._forget_if_done()
 
     async def _prepare(self, start: Start, server: ContainerServer) -> tuple[list[HookTiming], list[Hook]]:
         """Run the hooks in order, each timed by its name."""
@@ -209,7 +223,7 @@ class WorkerContainer:
         pumping = asyncio.create_task(self._pump.run(running.stdout, running.stderr))
         try:
             exit = await running.wait()
-            await asyncio.wait({pumping}, timeout=PUMP_GRACE_S)
+            await self._pump.finish(pumping, PUMP_GRACE_S)
         finally:
             pumping.cancel()
             await running.release()
@@ -248,7 +262,7 @@ class WorkerContainer:
 
     async def TaskResult(self, raw: bytes, key: str) -> bytes:
         """User code could not be imported, or a lifecycle hook failed; the process ends by itself after this."""
-        self._task_result = api_pb2.TaskResultRequest.FromString(raw).result.SerializeToString()
+        self._task_result = parsed(api_pb2.TaskResultRequest, raw).result.SerializeToString()
         return b""
 
     def _asked_first(self) -> None:
@@ -272,6 +286,8 @@ class WorkerContainer:
         self._kill()
 
     def _interrupt(self, grace_s: float) -> None:
+        if self._is_over:
+            return
         if self._running is None:
             self._kill()
             return
@@ -281,7 +297,7 @@ class WorkerContainer:
 
     def _kill(self) -> None:
         self._is_killed = True
-        if self._running is not None:
+        if self._running is not None and not self._is_over:
             self._move_to(ContainerState.STOPPING)
             self._running.kill()
 
@@ -299,5 +315,10 @@ class WorkerContainer:
         self.state = state
         event = ContainerChanged(self.task_id, state.value, time.time(), hooks, exit, task_result)
         if state is ContainerState.EXITED:
-            self._changed = event
+            self._exited = event
         self._send(event)
+
+    def _forget_if_done(self) -> None:
+        """It is kept until the server has its outputs and knows of its end."""
+        if self._is_undone and self._is_heard and not self._inputs.has_unstored:
+            self._on_gone(self)

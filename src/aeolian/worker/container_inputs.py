@@ -16,6 +16,7 @@ from modal_proto import api_pb2
 
 from aeolian.domain.containers import ContainerSpec
 from aeolian.domain.link import AssignInputs, Event, HeldInput, Outputs, ReturnInputs, WantInputs
+from aeolian.worker.rpc import parsed
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class ContainerInputs:
         """Cancelled inputs that the container still works on."""
         self._told = asyncio.Event()
         self._has_asked = False
+        self._num_begun = 0
         self.has_succeeded = False
         """An input came to a good end."""
         self.is_draining = False
@@ -133,6 +135,15 @@ class ContainerInputs:
         return (*begun, *ahead, *(item for items in self._unacked_ids.values() for item in items))
 
     @property
+    def num_given(self) -> int:
+        return self._num_begun + len(self._ahead)
+
+    @property
+    def has_unstored(self) -> bool:
+        """Whether there are outputs that the server has not stored yet."""
+        return bool(self._unacked)
+
+    @property
     def want(self) -> WantInputs | None:
         return self._want
 
@@ -174,7 +185,7 @@ class ContainerInputs:
         """A request that is repeated by its key gets the same inputs."""
         reply = self._replies.get(key) if key else None
         if reply is None:
-            request = api_pb2.FunctionGetInputsRequest.FromString(raw)
+            request = parsed(api_pb2.FunctionGetInputsRequest, raw)
             reply = self._new_request(max(1, request.batch_max_size), int(request.batch_linger_ms))
             if key:
                 self._replies[key] = reply
@@ -226,6 +237,7 @@ class ContainerInputs:
             held = _Held(report.retry_count, now, item.function_call_id)
             held.deadline = self._loop.call_later(self._spec.input_timeout_s, self._timed_out, item.input_id)
             self._held[item.input_id] = held
+            self._num_begun += 1
         self._reply(response.SerializeToString())
         if self._ahead_timer is not None:
             self._ahead_timer.cancel()
@@ -239,7 +251,7 @@ class ContainerInputs:
             self._send(ReturnInputs(self._spec.task_id, tuple(pair[0] for pair in ahead)))
 
     async def FunctionPutOutputs(self, raw: bytes, key: str) -> bytes:
-        request = api_pb2.FunctionPutOutputsRequest.FromString(raw)
+        request = parsed(api_pb2.FunctionPutOutputsRequest, raw)
         await self._room.wait()
         kept = []
         for item in request.outputs:

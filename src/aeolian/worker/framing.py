@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 1 << 30
-READ_LIMIT = 1 << 20
+SPLIT_BYTES = 64 << 20
+"""Larger frames are sent as several: all that a worker repeats at once has no bound."""
 
 
 class FrameLink(asyncio.Protocol):
@@ -60,7 +61,16 @@ class FrameLink(asyncio.Protocol):
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if outgoing:
-            self.send_frame(encode(outgoing))
+            self._send_all(outgoing)
+
+    def _send_all(self, messages: list[Any]) -> None:
+        frame = encode(messages)
+        if len(frame) <= SPLIT_BYTES or len(messages) == 1:
+            self.send_frame(frame)
+            return
+        middle = len(messages) // 2
+        self._send_all(messages[:middle])
+        self._send_all(messages[middle:])
 
     # ---- asyncio.Protocol -------------------------------------------------------------------------------
 

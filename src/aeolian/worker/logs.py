@@ -2,7 +2,6 @@
 
 import asyncio
 import codecs
-import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,9 +28,12 @@ class LogSender:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def put(self, lines: list[LogLine], *, task_id: str = "", image_id: str = "") -> None:
+    @property
+    def has_room(self) -> bool:
+        return self._room.is_set()
+
+    async def room(self) -> None:
         """Returns when there is room for more."""
-        self.put_now(lines, task_id=task_id, image_id=image_id)
         await self._room.wait()
 
     def put_now(self, lines: list[LogLine], *, task_id: str = "", image_id: str = "") -> None:
@@ -47,12 +49,9 @@ class LogSender:
         self._send(batch)
 
     def acknowledged(self, seq: int) -> None:
-        """All batches up to `seq` are stored."""
-        while self._unacked:
-            first = next(iter(self._unacked))
-            if first > seq:
-                break
-            self._num_bytes -= _size(self._unacked.pop(first))
+        """This batch is stored."""
+        if (batch := self._unacked.pop(seq, None)) is not None:
+            self._num_bytes -= _size(batch)
         if self._num_bytes <= MAX_UNACKED_BYTES:
             self._room.set()
         if not self._unacked:
@@ -63,10 +62,9 @@ class LogSender:
         for batch in self._unacked.values():
             self._send(batch)
 
-    async def drained(self, timeout_s: float) -> None:
-        """Until everything is stored, or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
+    async def drained(self) -> None:
+        """Until everything is stored."""
+        await self._empty.wait()
 
 
 class LogPump:
@@ -79,12 +77,24 @@ class LogPump:
         self._current_input = current_input
         self._lines: list[LogLine] = []
         self._num_bytes = 0
+        self._num_reads = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     async def run(self, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader) -> None:
         await asyncio.gather(self._read(1, stdout), self._read(2, stderr))
         self.flush()
+
+    async def finish(self, running: asyncio.Task, grace_s: float) -> None:
+        """Wait for `run` when the container has ended: not for ever for what somebody outside holds open.
+
+        While there is no room the rest stays in the pipes, for as long as it takes.
+        """
+        while not running.done():
+            num_reads, had_room = self._num_reads, self._sender.has_room
+            await asyncio.wait({running}, timeout=grace_s)
+            if had_room and self._sender.has_room and self._num_reads == num_reads:
+                return
 
     def say(self, text: str) -> None:
         """A line of the platform itself."""
@@ -94,10 +104,11 @@ class LogPump:
     async def _read(self, fd: int, stream: asyncio.StreamReader) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while data := await stream.read(READ_BYTES):
+            self._num_reads += 1
             self._add(fd, decoder.decode(data))
             if self._num_bytes >= MAX_BATCH_BYTES:
                 self.flush()
-                await self._sender.put([], task_id=self._task_id)
+            await self._sender.room()
         self._add(fd, decoder.decode(b"", True))
 
     def _add(self, fd: int, text: str) -> None:

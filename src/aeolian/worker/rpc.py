@@ -7,9 +7,10 @@ it is, with the container's id, and waits while the server starts again.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from modal_proto import api_pb2
 
 from aeolian.domain.errors import AeolianError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -22,7 +23,8 @@ PREFIX = f"/{SERVICE.full_name}/"
 STREAMS = frozenset(PREFIX + method.name for method in SERVICE.methods if method.server_streaming)
 KNOWN = frozenset(PREFIX + method.name for method in SERVICE.methods)
 RIDE_OUT_S = 30.0
-"""How long a repeatable RPC waits for a server that is away."""
+"""How long a repeatable RPC, or a stream that has not begun, waits for a server that is away."""
+REPEAT_S = 0.1
 MAX_MESSAGE = 256 << 20
 SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -33,6 +35,7 @@ SERVER_OPTIONS = [
 ]
 KEPT = ("x-idempotency-key", "x-retry-attempt", "x-modal-client-version", "x-modal-client-type", "x-modal-timestamp")
 
+M = TypeVar("M", bound=Message)
 Answer = Callable[[bytes, str], Coroutine[Any, Any, bytes]]
 """(request, idempotency key) -> reply"""
 
@@ -71,7 +74,7 @@ class ContainerService(grpc.GenericRpcHandler):
                     away = error.code() is grpc.StatusCode.UNAVAILABLE
                     if not (away and is_repeatable and loop.time() < until):
                         await _abort_as(context, error)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(REPEAT_S)
 
         return handle
 
@@ -80,11 +83,21 @@ class ContainerService(grpc.GenericRpcHandler):
 
         async def handle(request: bytes, context: grpc.aio.ServicerContext) -> None:
             metadata, _ = self._metadata(context)
-            try:
-                async for reply in call(request, metadata=metadata, timeout=_time_left(context), wait_for_ready=True):
-                    await context.write(reply)
-            except grpc.aio.AioRpcError as error:
-                await _abort_as(context, error)
+            loop = asyncio.get_running_loop()
+            until = loop.time() + RIDE_OUT_S
+            has_begun = False
+            while True:
+                try:
+                    replies = call(request, metadata=metadata, timeout=_time_left(context), wait_for_ready=True)
+                    async for reply in replies:
+                        has_begun = True
+                        await context.write(reply)
+                    return
+                except grpc.aio.AioRpcError as error:
+                    away = error.code() is grpc.StatusCode.UNAVAILABLE
+                    if has_begun or not away or loop.time() > until:
+                        await _abort_as(context, error)
+                await asyncio.sleep(REPEAT_S)
 
         return handle
 
@@ -92,6 +105,14 @@ class ContainerService(grpc.GenericRpcHandler):
         """The container's own metadata, as far as it may speak for itself, and who it is."""
         kept = [(key, value) for key, value in context.invocation_metadata() or () if key in KEPT]
         return (*kept, *self._identity), any(key == "x-idempotency-key" for key, _ in kept)
+
+
+def parsed(kind: type[M], raw: bytes) -> M:
+    """A container's request. Raises InvalidArgument when it is none."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise InvalidArgument(f"the request is not a valid {kind.DESCRIPTOR.name} message") from error
 
 
 def _own(answer: Answer):
