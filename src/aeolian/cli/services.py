@@ -110,7 +110,7 @@ class Services:
         self.pools = Pools(clock, self.functions, self.workers)
         self.calls = Calls(database, clock, self.apps, self.functions, self.pools)
         self.pools.payloads_of = self.calls.payloads_of
-        self.channels = DataChannels(database, clock, self.calls)
+        self.channels = DataChannels(database, self.calls)
         self.images = Images(
             database,
             clock,
@@ -154,7 +154,9 @@ class Services:
         self._clock = clock
         self._tickets = Tickets(keys.load_or_create(settings.keys_dir, "tickets"))
         self._token = worker_token(settings.keys_dir)
-        self._callers = ContainerCallers(self._token, self.containers, self.apps, workspace=settings.workspace)
+        self._callers = ContainerCallers(
+            self._token, self.containers, self.workers, self.apps, workspace=settings.workspace
+        )
         self.gateway = Gateway([*BlobRoutes(self.blobs).routes(), *VolumeRoutes(self.contents).routes()])
         self.links = WorkerLinks(
             self._token,

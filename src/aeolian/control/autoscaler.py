@@ -17,9 +17,17 @@ class PoolView(NamedTuple):
     """Inputs that one container should work on at a time."""
     num_starting: int
     num_ready: int
-    """Containers that take inputs."""
+    """Containers that take inputs, but for blocked ones."""
+    num_blocked: int
+    """Containers that wait for outputs of other inputs: whoever makes those needs another one."""
+    num_ending: int
+    """Containers that take no more inputs, and have not ended yet."""
+    num_finishing: int
+    """Of those, the ones that still work on their last inputs."""
     idle: tuple[tuple[str, float], ...]
     """Containers with nothing to do: (task id, since when), the longest idle first."""
+    busy: tuple[str, ...]
+    """The other containers that take inputs, the newest first."""
     input_s: float
     """How long an input takes: the larger of the average and the age of the oldest running one."""
     start_s: float
@@ -39,41 +47,44 @@ class PoolPlan(NamedTuple):
 
 
 def plan(pool: PoolView, now: float, num_cores: int) -> PoolPlan:
-    existing = pool.num_starting + pool.num_ready
-    return PoolPlan(_num_to_start(pool, existing, num_cores), _to_stop(pool, existing, now))
+    return PoolPlan(_num_to_start(pool, num_cores), _to_stop(pool, now))
 
 
-def _num_to_start(pool: PoolView, existing: int, num_cores: int) -> int:
+def _num_to_start(pool: PoolView, num_cores: int) -> int:
     if not pool.may_start:
         return 0
+    working = pool.num_starting + pool.num_ready + pool.num_finishing
     waiting = max(0, pool.num_queued - pool.num_starting * pool.slots)
     wanted = 0
     if waiting:
         needed = math.ceil(waiting / pool.slots)
-        wanted = min(needed, max(0, num_cores - existing))
-        queue_s = waiting * pool.input_s / (max(1, existing) * pool.slots)
-        if needed > wanted and (existing == 0 or queue_s > pool.start_s):
-            wanted = min(needed, max(wanted, existing, num_cores))
+        wanted = min(needed, max(0, num_cores - working))
+        queue_s = waiting * pool.input_s / (max(1, working) * pool.slots)
+        if needed > wanted and (working == 0 or queue_s > pool.start_s):
+            wanted = min(needed, max(wanted, working, num_cores))
     floor = pool.min_containers
     if pool.buffer_containers and (pool.num_queued or pool.num_running_inputs):
         busy = math.ceil((pool.num_queued + pool.num_running_inputs) / pool.slots)
         floor = max(floor, busy + pool.buffer_containers)
+    existing = _num_existing(pool)
     wanted = max(wanted, floor - existing)
     if pool.max_containers:
-        wanted = min(wanted, pool.max_containers - existing)
+        wanted = min(wanted, pool.max_containers - existing - pool.num_ending)
     return max(0, wanted)
 
 
-def _to_stop(pool: PoolView, existing: int, now: float) -> tuple[str, ...]:
+def _to_stop(pool: PoolView, now: float) -> tuple[str, ...]:
+    existing = _num_existing(pool)
+    surplus = max(0, existing - pool.max_containers) if pool.max_containers else 0
+    too_many = [*(task_id for task_id, _ in pool.idle), *pool.busy][:surplus]
     if pool.num_queued:
-        return ()
+        return tuple(too_many)
     floor = pool.min_containers
     if pool.buffer_containers and pool.num_running_inputs:
         floor += pool.buffer_containers + math.ceil(pool.num_running_inputs / pool.slots)
-    spare = existing - floor
-    surplus = existing - pool.max_containers if pool.max_containers else 0
-    stop = []
-    for task_id, since in pool.idle:
-        if len(stop) < surplus or (len(stop) < spare and now - since >= pool.scaledown_window_s):
-            stop.append(task_id)
-    return tuple(stop)
+    expired = [task_id for task_id, since in pool.idle if now - since >= pool.scaledown_window_s]
+    return tuple(dict.fromkeys([*too_many, *expired[: max(0, existing - floor)]]))
+
+
+def _num_existing(pool: PoolView) -> int:
+    return pool.num_starting + pool.num_ready + pool.num_blocked

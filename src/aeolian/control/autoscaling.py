@@ -8,7 +8,6 @@ from aeolian.control.containers import Containers
 from aeolian.control.functions import Functions
 from aeolian.control.pools import Pool, Pools
 from aeolian.domain.clock import Clock
-from aeolian.domain.containers import ContainerState
 from aeolian.domain.errors import AeolianError
 from aeolian.domain.functions import AutoscalerSettings, PoolSettings
 
@@ -67,7 +66,8 @@ class Autoscaling:
         plan = autoscaler.plan(self._view(pool, settings, limits), self._clock.monotonic(), self._containers.num_cores)
         for task_id in plan.stop:
             if (container := pool.containers.get(task_id)) is not None:
-                self._containers.stop_container(container, drain=True, reason="it was idle")
+                reason = "it was idle" if container.idle_since else "there are more than `max_containers` of them"
+                self._containers.stop_container(container, drain=True, reason=reason)
         if plan.start:
             started = self._containers.start(pool, settings, plan.start)
             if started < plan.start and pool.num_queued:
@@ -93,7 +93,9 @@ class Autoscaling:
     def _view(self, pool: Pool, settings: PoolSettings, limits: AutoscalerSettings) -> autoscaler.PoolView:
         now = self._clock.monotonic()
         mine = [c for c in pool.containers.values() if c.revision == settings.revision or c.is_starting]
-        ready = [container for container in mine if container.takes_inputs]
+        open = [container for container in mine if container.takes_inputs]
+        ready = [container for container in open if not container.is_blocked]
+        ending = [c for c in mine if not c.takes_inputs and not c.is_starting]
         oldest = min(
             (item.started_at for container in ready for item in container.held.values()), default=self._clock.now()
         )
@@ -108,9 +110,13 @@ class Autoscaling:
             num_queued=pool.num_queued,
             num_running_inputs=sum(len(container.held) for container in pool.containers.values()),
             slots=max(1, slots),
-            num_starting=sum(c.is_starting and c.state is not ContainerState.STOPPING for c in mine),
+            num_starting=sum(c.is_starting for c in mine),
             num_ready=len(ready),
+            num_blocked=len(open) - len(ready),
+            num_ending=len(ending),
+            num_finishing=sum(bool(container.held) and not container.is_blocked for container in ending),
             idle=tuple((task_id, since) for since, task_id in idle),
+            busy=tuple(container.task_id for container in reversed(open) if not container.idle_since),
             input_s=max(pool.input_s if pool.input_s is not None else UNKNOWN_INPUT_S, running_s),
             start_s=pool.start_s,
             min_containers=limits.min_containers,

@@ -22,7 +22,7 @@ RETRY_S = 0.5
 class _Batch:
     def __init__(self) -> None:
         self.writes = CallWrites()
-        self.requests: list[tuple[asyncio.Future, Callable[[], None]]] = []
+        self.requests: list[tuple[asyncio.Future, Callable[[], None] | None]] = []
         """Who waits for an acknowledgement, and what takes the request back when it cannot be stored."""
         self.after: list[Callable[[], None]] = []
 
@@ -31,6 +31,8 @@ class CallJournal:
     def __init__(self, database: Database):
         self._database = database
         self._batch: _Batch | None = None
+        """What the next transaction will hold."""
+        self._in_flight: _Batch | None = None
         self._flushing: asyncio.Task | None = None
 
     @property
@@ -42,16 +44,28 @@ class CallJournal:
         """Call `fn` when what was written so far is durable. Calls keep their order."""
         self._current().after.append(fn)
 
-    async def committed(self, undo: Callable[[], None]) -> None:
-        """Until what was written so far is durable. When it cannot be (the disk is full): `undo()`, then raise."""
+    async def committed(self, undo: Callable[[], None] | None) -> None:
+        """Until what was written so far is durable. When it cannot be (the disk is full): `undo()`, then raise.
+
+        Without `undo`: what cannot be taken back waits until it can be stored.
+        """
         future = asyncio.get_running_loop().create_future()
         self._current().requests.append((future, undo))
         await future
 
     async def flush(self) -> None:
-        """Until nothing is left to commit."""
-        while self._flushing is not None and not self._flushing.done():
-            await asyncio.wait({self._flushing})
+        """Until what was written so far is durable; what comes meanwhile does not prolong it."""
+        batch = self._batch or self._in_flight
+        if batch is not None:
+            future = asyncio.get_running_loop().create_future()
+            batch.requests.append((future, None))
+            await future
+
+    async def close(self, timeout_s: float) -> None:
+        """Commit what is left. Where that cannot be done in time, it was not acknowledged either."""
+        if self._flushing is not None and not self._flushing.done():
+            await asyncio.wait({self._flushing}, timeout=timeout_s)
+            self._flushing.cancel()
 
     def _current(self) -> _Batch:
         if self._batch is None:
@@ -62,12 +76,13 @@ class CallJournal:
 
     async def _flush(self) -> None:
         while (batch := self._batch) is not None:
-            self._batch = None
+            self._batch, self._in_flight = None, batch
             try:
                 await self._database.write(batch.writes.apply)
             except Exception as error:
                 await self._failed(batch, error)
                 continue
+            self._in_flight = None
             for fn in batch.after:
                 try:
                     fn()
@@ -84,24 +99,27 @@ class CallJournal:
             error = Unavailable("the call could not be stored; see the server's log")
         elif isinstance(error, OutOfSpace):
             log.error("calls could not be stored: %s", error)
+        self._in_flight = None
         for future, undo in batch.requests:
+            if undo is None:
+                continue
             try:
                 undo()
             except Exception:
                 log.exception("a refused call could not be taken back")
             if not future.done():
                 future.set_exception(error)
+        batch.requests = [request for request in batch.requests if request[1] is None]
         writes = batch.writes
-        writes.calls, writes.inputs = [], {}
+        writes.take_back_new()
         writes.dropped_outputs |= writes.outputs.keys()  # in case a part of it was stored after all
-        if writes.outputs or writes.expiries or writes.cancelled or writes.dropped_inputs or batch.after:
-            await asyncio.sleep(RETRY_S)
-            batch.requests = []
-            later, self._batch = self._batch, batch
-            if later is not None:
-                _merge(batch, later)
-        else:
+        if not (writes.has_changes or batch.after or batch.requests):
             await asyncio.sleep(0)
+            return
+        later, self._batch = self._batch, batch
+        if later is not None:
+            _merge(batch, later)
+        await asyncio.sleep(RETRY_S)
 
 
 def _merge(batch: _Batch, later: _Batch) -> None:
@@ -109,9 +127,9 @@ def _merge(batch: _Batch, later: _Batch) -> None:
     one.calls += other.calls
     one.expiries |= other.expiries
     one.cancelled += other.cancelled
-    for key, row in other.outputs.items():
+    for key in other.outputs:
         one.inputs.pop(key, None)
-        one.outputs[key] = row
+        one.updated_inputs.pop(key, None)
     for key in other.dropped_outputs:
         if one.outputs.pop(key, None) is None:
             one.dropped_outputs.add(key)

@@ -87,10 +87,11 @@ class Call:
         "is_dropped",
         "last_seq",
         "marks",
-        "num_finished",
         "num_changes",
+        "num_finished",
         "num_inputs",
         "parent",
+        "published_seq",
         "recent",
         "used_at",
         "waiters",
@@ -127,8 +128,10 @@ class Call:
         self.num_inputs = 0
         self.num_finished = 0
         self.last_seq = 0
+        self.published_seq = 0
+        """Outputs up to this one are committed, and may be shown."""
         self.recent: deque[Output] = deque()
-        """The latest committed outputs, in order of `seq`, without a gap up to the last committed one."""
+        """The latest published outputs, in order of `seq`, without a gap up to the last published one."""
         self._recent_bytes = 0
         self.waiters: set[asyncio.Future] = set()
         self.num_changes = 0
@@ -157,8 +160,14 @@ class Call:
             self.marks[idx] = UNKNOWN
             self.num_inputs -= 1
 
+    def finished_before(self, idx: int, seq: int) -> None:
+        """An output that is in the database."""
+        self.mark(idx, FINISHED)
+        self.last_seq = self.published_seq = max(self.last_seq, seq)
+
     def publish(self, output: Output) -> None:
         """A committed output becomes visible."""
+        self.published_seq = output.seq
         self.recent.append(output)
         self._recent_bytes += len(output.item)
         while len(self.recent) > 1 and (len(self.recent) > MAX_RECENT_OUTPUTS or self._recent_bytes > MAX_RECENT_BYTES):
@@ -202,3 +211,47 @@ class Call:
 def _give_up(waiter: asyncio.Future) -> None:
     if not waiter.done():
         waiter.set_result(False)
+
+
+def call_of(row) -> Call:
+    """From its row in the database."""
+    call = Call(
+        row.call_id,
+        function_id=row.function_id,
+        app_id=row.app_id,
+        workspace=row.workspace,
+        call_type=CallType(row.call_type),
+        invocation=Invocation(row.invocation),
+        parent=InputKey(row.parent_call_id, row.parent_idx) if row.parent_call_id else None,
+        created_at=row.created_at,
+    )
+    call.expires_at = row.expires_at
+    call.is_cancelled = row.is_cancelled
+    return call
+
+
+def row_of(call: Call) -> dict:
+    return {
+        "call_id": call.call_id,
+        "function_id": call.function_id,
+        "app_id": call.app_id,
+        "workspace": call.workspace,
+        "call_type": int(call.call_type),
+        "invocation": int(call.invocation),
+        "parent_call_id": call.parent.call_id if call.parent else "",
+        "parent_idx": call.parent.idx if call.parent else 0,
+        "created_at": call.created_at,
+        "expires_at": None,
+        "is_cancelled": False,
+    }
+
+
+def input_row(item: Input, payload: bytes) -> dict:
+    return {
+        "call_id": item.call.call_id,
+        "idx": item.idx,
+        "payload": payload,
+        "retry_count": item.retry_count,
+        "created_at": item.created_at,
+        "due_at": item.due_at,
+    }

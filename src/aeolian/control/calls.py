@@ -11,15 +11,17 @@ for the first: a container may already work while the input is being stored.
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
+import signal
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from modal_proto import api_pb2
 
 from aeolian.control.apps import Apps
 from aeolian.control.call_journal import CallJournal
-from aeolian.control.call_state import FINISHED, OPEN, UNKNOWN, Call, Input, Output
+from aeolian.control.call_memory import CallMemory
+from aeolian.control.call_outputs import CallOutputs, OutputsPage
+from aeolian.control.call_state import FINISHED, OPEN, UNKNOWN, Call, Input, Output, input_row, row_of
 from aeolian.control.functions import Functions
 from aeolian.domain.caller import Caller
 from aeolian.domain.calls import (
@@ -50,15 +52,7 @@ PAYLOAD_BUDGET_BYTES = 64 << 20
 """Payloads of queued inputs in memory; those beyond it are read again when their turn comes."""
 REPEAT_WINDOW_S = 180.0
 """How long after a start a request may repeat one that the predecessor carried out."""
-KEEP_IN_MEMORY_S = 30.0
-SWEEP_S = 5.0
-EXPIRY_SYNC_S = 3600.0
-EXPIRY_NESTED_S = 24 * 3600.0
-EXPIRY_ASYNC_S = 7 * 24 * 3600.0
-COALESCE_STEP_S = 0.01
-COALESCE_MAX_S = 0.1
-MAX_OUTPUTS = 1000
-MAX_REPLY_BYTES = 16 << 20
+CLOSE_S = 5.0
 
 
 class Queue(Protocol):
@@ -76,13 +70,11 @@ class Queue(Protocol):
 
     def cancel_running(self, items: Sequence[Input], *, terminate: bool) -> None: ...
 
+    def waiting(self, function_id: str, task_id: str) -> contextlib.AbstractContextManager[None]:
+        """Meanwhile this container waits for the output of another input."""
+        ...
+
     def num_unfinished(self, function_id: str) -> int: ...
-
-
-class OutputsPage(NamedTuple):
-    outputs: list[Output]
-    last_seq: int
-    num_unfinished: int
 
 
 class Calls:
@@ -97,48 +89,40 @@ class Calls:
         self._functions = functions
         self._queue = queue
         self._journal = CallJournal(database)
-        self._calls: dict[str, Call] = {}
-        self._idle: OrderedDict[str, float] = OrderedDict()
-        """Finished calls still in memory, with the time since when."""
-        self._loading: dict[str, asyncio.Task[Call]] = {}
+        self._memory = CallMemory(database, clock, self._journal)
+        self._outputs = CallOutputs(database, clock)
         self._children: dict[str, set[str]] = {}
         """Unfinished calls by the call that made them."""
         self._unfinished_of_app: dict[str, int] = {}
         self._payload_bytes = 0
         self._opened_at = 0.0
         self._tasks: set[asyncio.Task] = set()
-        self._sweeper: asyncio.Task | None = None
 
     # ---- life of the service ----------------------------------------------------------------------------
 
     async def load(self) -> list[Input]:
         """Take up what is unfinished. Returns the inputs; whoever knows the containers queues them."""
         self._opened_at = self._clock.monotonic()
-        rows = await self._database.read(storage.unfinished_calls)
-        inputs = await self._database.read(storage.unfinished_inputs)
-        marks = await self._database.read(lambda c: storage.output_marks_of(c, [row.call_id for row in rows]))
-        for row in rows:
-            self._calls[row.call_id] = _call_of(row)
-        for mark in marks:
-            call = self._calls[mark.call_id]
-            call.mark(mark.idx, FINISHED)
-            call.last_seq = max(call.last_seq, mark.seq)
-        found = [self._open_input(self._calls[row.call_id], row.idx, None, row) for row in inputs]
-        for call in self._calls.values():
+        found = []
+        for row in await self._memory.load():
+            call = self._memory.get(row.call_id)
+            assert call is not None
+            found.append(self._open_input(call, row.idx, None, row))
+        for call in self._memory:
             self._track(call)
         return found
 
     async def start_sweeping(self) -> None:
-        self._sweeper = asyncio.create_task(self._sweep_loop(), name="calls-sweep")
+        self._memory.start_sweeping()
 
     async def close(self) -> None:
         """Commit what is on its way. Those who wait for outputs are woken."""
-        tasks = [*self._tasks, *([self._sweeper] if self._sweeper else [])]
-        for task in tasks:
+        await self._memory.close()
+        for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._journal.flush()
-        for call in self._calls.values():
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._journal.close(CLOSE_S)
+        for call in self._memory:
             call.wake()
 
     # ---- taking inputs ----------------------------------------------------------------------------------
@@ -169,12 +153,11 @@ class Calls:
             workspace=caller.workspace,
             call_type=call_type,
             invocation=invocation,
-            parent=self._parent(parent_input_id),
+            parent=self._parent(parent_input_id, caller),
             created_at=self._clock.now(),
         )
-        self._calls[call_id] = call
-        self._idle[call_id] = self._clock.monotonic()
-        self._journal.writes.calls.append(_row_of(call))
+        self._memory.keep(call)
+        self._journal.writes.calls.append(row_of(call))
         await self._take(call, inputs)
         return call
 
@@ -203,7 +186,7 @@ class Calls:
             raise FailedPrecondition(f"call {call_id} was cancelled: it takes no more inputs")
         self._functions.check_callable(call.function_id, caller)
         self._check_inputs(call.function_id, [item[:2] for item in items])
-        counts = {idx: n for idx, n in (await self._retry_counts(call, [item[0] for item in items])).items()}
+        counts = await self._retry_counts(call, [item[0] for item in items])
         opened: list[Input] = []
         answers: list[tuple[int, int]] = []
         for idx, payload, wanted in items:
@@ -215,14 +198,13 @@ class Calls:
             item = self._open_input(call, idx, payload)
             item.retry_count = retry_count
             call.hide_output(idx)
-            self._journal.writes.reopen_input(_input_row(item, payload))
+            self._journal.writes.reopen_input(input_row(item, payload))
             opened.append(item)
             answers[-1] = (idx, retry_count)
         if opened:
             self._track(call)
             self._queue.enqueue(opened)
-            # The old output is gone for everybody now; a failed write leaves it to the next attempt.
-            await self._journal.committed(lambda: None)
+            await self._journal.committed(None)  # the old outputs are gone for everybody now
         return answers
 
     async def _take(self, call: Call, inputs: Sequence[tuple[int, bytes]]) -> None:
@@ -232,19 +214,25 @@ class Calls:
             if call.mark_of(idx) != UNKNOWN:
                 continue
             item = self._open_input(call, idx, payload)
-            writes.put_input(_input_row(item, payload), is_new=True)
+            writes.put_input(input_row(item, payload), is_new=True)
             opened.append(item)
         if opened:
             self._track(call)
-            self._queue.enqueue(opened)
+            self._queue.enqueue(opened, front=self._is_recursive(call))
 
         def undo() -> None:
             for item in opened:
-                if not item.finished:
-                    self._forget_input(item)
-                    call.unmark(item.idx)
+                if item.finished:
+                    self._journal.writes.outputs.pop(item.key, None)
+                    continue
+                if item.task_id:
+                    self._queue.cancel_running([item], terminate=False)
+                self._forget_input(item)
+                call.unmark(item.idx)
             if not call.num_inputs:
-                self._calls.pop(call.call_id, None)
+                self._memory.forget(call)
+            if not call.inputs:
+                self._finished(call)
 
         await self._journal.committed(undo)
 
@@ -310,10 +298,12 @@ class Calls:
             retry_count=item.retry_count,
             output_created_at=(message.output_created_at if message else 0) or now,
             input_started_at=(message.input_started_at if message else 0) or item.started_at,
-            data_format=message.data_format if message else 0,
+            data_format=message.data_format if message else 0,  # type: ignore[arg-type]
         )
         output.result.CopyFrom(result)
         raw = output.SerializeToString()
+        if status in _ABANDONING:
+            self._cancel_children(call, result.exception, idx=item.idx)
         self._forget_input(item, output.output_created_at - output.input_started_at if message else None)
         call.mark(item.idx, FINISHED)
         call.last_seq += 1
@@ -339,7 +329,7 @@ class Calls:
     def unfinished_input(self, input_id: str) -> Input | None:
         """Raises NotFound for what cannot be an input's id."""
         key = key_of(input_id)
-        call = self._calls.get(key.call_id)
+        call = self._memory.get(key.call_id)
         return call.inputs.get(key.idx) if call is not None else None
 
     async def get_outputs(
@@ -355,62 +345,18 @@ class Calls:
     ) -> OutputsPage:
         """Wait for outputs: those after `after_seq` in the order of finishing, or those of inputs `between`."""
         call = await self.open(call_id, caller)
-        limit = min(max_outputs or MAX_OUTPUTS, MAX_OUTPUTS)
         if clear and call.call_type is CallType.MAP and between is None:
-            self._drop(call)
+            self._drop(call, caller)
             return OutputsPage([], call.last_seq, 0)
-        if between is None and after_seq and not call.invocation.is_async:
-            call.forget_outputs_up_to(after_seq)
-        deadline = self._clock.monotonic() + min(max(0.0, timeout_s), 60.0)
-        while True:
-            call.used_at = self._clock.monotonic()
-            seen = call.num_changes
-            outputs = await self._committed(call, after_seq, between, limit)
-            left = deadline - self._clock.monotonic()
-            if outputs or left <= 0 or not self._may_come(call, between):
-                break
-            await call.changed(seen, left)
-        if outputs and between is None and call.call_type is CallType.MAP:
-            outputs = await self._coalesced(call, outputs, after_seq, limit, min(left, COALESCE_MAX_S))
-        return OutputsPage(outputs, outputs[-1].seq if outputs else after_seq, call.num_unfinished)
 
-    async def _coalesced(self, call: Call, outputs: list[Output], after_seq: int, limit: int, wait_s: float):
-        """More outputs of a map in one answer, while they keep coming: a poll repeats all outstanding tickets."""
-        until = self._clock.monotonic() + wait_s
-        while len(outputs) < limit and call.num_unfinished and self._clock.monotonic() < until:
-            before = len(outputs)
-            await asyncio.sleep(COALESCE_STEP_S)
-            outputs = await self._committed(call, after_seq, None, limit)
-            if len(outputs) == before:
-                break
-        return outputs
+        def waiting() -> contextlib.AbstractContextManager[None]:
+            if caller.is_container:
+                return self._queue.waiting(caller.function_id, caller.task_id)
+            return contextlib.nullcontext()
 
-    async def _committed(self, call: Call, after_seq: int, between: tuple[int, int] | None, limit: int) -> list[Output]:
-        """From memory where it reaches back far enough, else from the database."""
-        first_kept = call.recent[0].seq if call.recent else call.last_seq + 1
-        if between is None:
-            if after_seq >= first_kept - 1 or not call.last_seq:
-                return _limited((output for output in call.recent if output.seq > after_seq), limit)
-            rows = await self._database.read(lambda c: storage.outputs_after(c, call.call_id, after_seq, limit))
-            return _limited(map(_output_of, rows), limit)
-        first, last = between
-        found = _limited((output for output in call.recent if first <= output.idx <= last), limit)
-        if len(found) > last - first or (first_kept == 1 and call.last_seq == len(call.recent)):
-            return sorted(found, key=lambda output: output.idx)
-        if all(call.mark_of(idx) != FINISHED for idx in range(first, min(last, len(call.marks) - 1) + 1)):
-            return []
-        rows = await self._database.read(lambda c: storage.outputs_between(c, call.call_id, first, last, limit))
-        return [output for output in _limited(map(_output_of, rows), limit) if call.mark_of(output.idx) == FINISHED]
-
-    def _may_come(self, call: Call, between: tuple[int, int] | None) -> bool:
-        """Whether waiting can bring an output that was not there."""
-        if call.is_dropped:
-            return False
-        if between is None:
-            return call.num_unfinished > 0 or (call.call_type is CallType.MAP and not call.is_cancelled)
-        return call.num_unfinished > 0 or any(
-            call.mark_of(idx) == FINISHED for idx in range(between[0], between[1] + 1)
-        )
+        if between is not None:
+            return await self._outputs.between(call, *between, timeout_s, max_outputs, waiting)
+        return await self._outputs.after(call, after_seq, timeout_s, max_outputs, waiting)
 
     # ---- ends -------------------------------------------------------------------------------------------
 
@@ -418,15 +364,15 @@ class Calls:
         """End a call: its unfinished inputs are TERMINATED, and what they called and wait for with them."""
         call = await self.open(call_id, caller)
         self._cancel(call, f"call {call_id} was cancelled", terminate=terminate)
-        await self._journal.committed(lambda: None)
+        await self._journal.committed(None)
 
     def cancel_app(self, app_id: str, reason: str) -> None:
         """End all calls of an app that comes to its end."""
-        for call in [call for call in self._calls.values() if call.app_id == app_id and call.inputs]:
+        for call in [call for call in self._memory if call.app_id == app_id and call.inputs]:
             self._cancel(call, reason, terminate=False)
 
     def cancel_function(self, function_id: str, reason: str) -> None:
-        for call in [call for call in self._calls.values() if call.function_id == function_id and call.inputs]:
+        for call in [call for call in self._memory if call.function_id == function_id and call.inputs]:
             self._cancel(call, reason, terminate=False)
 
     def _cancel(self, call: Call, reason: str, *, terminate: bool) -> None:
@@ -435,19 +381,28 @@ class Calls:
             self._journal.writes.cancelled.append(call.call_id)
         unfinished = list(call.inputs.values())
         self._queue.cancel_running([item for item in unfinished if item.task_id], terminate=terminate)
+        self._cancel_children(call, reason, terminate=terminate)
         result = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_TERMINATED, exception=reason)
         for item in unfinished:
             self.finish(item, result)
-        for child_id in list(self._children.get(call.call_id, ())):
-            child = self._calls.get(child_id)
-            if child is not None and not child.invocation.is_async and child.inputs:
-                self._cancel(child, reason, terminate=terminate)
         call.wake()
 
-    def _drop(self, call: Call) -> None:
+    def _cancel_children(self, call: Call, reason: str, *, idx: int | None = None, terminate: bool = False) -> None:
+        """What this call, or one input of it, has called and will not wait for any more."""
+        for child_id in list(self._children.get(call.call_id, ())):
+            child = self._memory.get(child_id)
+            if child is None or child.parent is None or child.invocation.is_async or not child.inputs:
+                continue
+            if idx is None or child.parent.idx == idx:
+                self._cancel(child, reason, terminate=terminate)
+
+    def _drop(self, call: Call, caller: Caller) -> None:
         """The client is done with it: nobody will ask for its outputs again."""
         if call.is_dropped or call.invocation.is_async:
             return
+        app = self._apps.known(call.app_id)
+        if call.inputs and app is not None and app.outlives_its_client and not caller.is_container:
+            return  # a client that is interrupted drops its maps, but `--detach` promised that they go on
         if call.inputs:
             self._cancel(call, "the caller stopped waiting", terminate=False)
         call.is_dropped = True
@@ -463,8 +418,8 @@ class Calls:
             if item.finished:
                 continue
             item.task_id, item.started_at = "", 0.0
-            by_itself = exit is not None and not exit.reason and (exit.exit_code > 0 or exit.oom_killed)
-            if by_itself:
+            self._cancel_children(item.call, "its caller's container was lost", idx=item.idx)
+            if exit is not None and _ended_by_itself(exit):
                 item.crashes += 1
             else:
                 item.losses += 1
@@ -472,6 +427,14 @@ class Calls:
                 self.finish(item, _failure(explanation))
             else:
                 again.append(item)
+        if again:
+            self._queue.enqueue(again, front=True)
+
+    def queue_again(self, items: Iterable[Input]) -> None:
+        """These inputs were given to a container that never got them."""
+        again = [item for item in items if not item.finished]
+        for item in again:
+            item.task_id, item.started_at = "", 0.0
         if again:
             self._queue.enqueue(again, front=True)
 
@@ -523,9 +486,7 @@ class Calls:
 
     async def open(self, call_id: str, caller: Caller) -> Call:
         """A call of the caller's workspace. Raises NotFound when there is none, or none any more."""
-        call = self._calls.get(call_id)
-        if call is None:
-            call = await self._load_call(call_id)
+        call = await self._memory.find(call_id)
         if call is None or call.workspace != caller.workspace:
             raise NotFound(f"there is no function call {call_id!r}: it was never made, or its outputs have expired")
         call.used_at = self._clock.monotonic()
@@ -533,7 +494,7 @@ class Calls:
 
     def living(self, call_id: str) -> Call | None:
         """The call if it is in memory: unfinished, or used lately."""
-        return self._calls.get(call_id)
+        return self._memory.get(call_id)
 
     def is_idle(self, app_id: str) -> bool:
         return not self._unfinished_of_app.get(app_id)
@@ -549,12 +510,12 @@ class Calls:
         return content_id("function_call", once.encode()) if once else new_id("function_call")
 
     async def _repeated(self, call_id: str) -> Call | None:
-        if (call := self._calls.get(call_id)) is not None:
+        if (call := self._memory.get(call_id)) is not None:
             await self._journal.flush()
             return call
         if self._clock.monotonic() - self._opened_at > REPEAT_WINDOW_S:
             return None
-        return await self._load_call(call_id)
+        return await self._memory.find(call_id)
 
     def _check_inputs(self, function_id: str, inputs: Sequence[tuple[int, bytes]]) -> None:
         for idx, payload in inputs:
@@ -570,14 +531,22 @@ class Calls:
                 f"Function {function_id} has {waiting:,} unfinished inputs, and {MAX_QUEUED:,} are the limit: try later"
             )
 
-    def _parent(self, input_id: str) -> InputKey | None:
-        if not input_id:
+    def _parent(self, input_id: str, caller: Caller) -> InputKey | None:
+        """The input that makes this call: only containers run some."""
+        if not input_id or not caller.is_container:
             return None
         with contextlib.suppress(NotFound):
             return key_of(input_id)
         return None
 
+    def _is_recursive(self, call: Call) -> bool:
+        """A Function that calls itself: the deepest calls go first, because all above wait for them."""
+        above = self._memory.get(call.parent.call_id) if call.parent is not None else None
+        return above is not None and above.function_id == call.function_id and not call.invocation.is_async
+
     async def _retry_counts(self, call: Call, idxs: Sequence[int]) -> dict[int, int]:
+        if call.published_seq < call.last_seq:
+            await self._journal.flush()
         counts = {output.idx: output.retry_count for output in call.recent}
         counts |= {idx: item.retry_count for idx, item in call.inputs.items()}
         if any(idx not in counts and call.mark_of(idx) == FINISHED for idx in idxs):
@@ -613,15 +582,12 @@ class Calls:
 
     def _track(self, call: Call) -> None:
         """The call has unfinished inputs."""
-        self._idle.pop(call.call_id, None)
-        if call.expires_at is not None:
-            call.expires_at = None
-            self._journal.writes.expiries[call.call_id] = None
+        self._memory.stir(call)
         if call.parent is not None:
             self._children.setdefault(call.parent.call_id, set()).add(call.call_id)
 
     def _finished(self, call: Call) -> None:
-        self._idle[call.call_id] = self._clock.monotonic()
+        self._memory.rest(call)
         if call.parent is not None and (siblings := self._children.get(call.parent.call_id)) is not None:
             siblings.discard(call.call_id)
             if not siblings:
@@ -629,137 +595,21 @@ class Calls:
         for callback in self.when_finished:
             callback(call)
 
-    async def _load_call(self, call_id: str) -> Call | None:
-        task = self._loading.get(call_id)
-        if task is None:
-            task = self._loading[call_id] = asyncio.create_task(self._read_call(call_id))
-            task.add_done_callback(lambda _: self._loading.pop(call_id, None))
-        return await asyncio.shield(task)
-
-    async def _read_call(self, call_id: str) -> Call | None:
-        def read(connection):
-            return storage.get_call(connection, call_id), storage.output_marks(connection, call_id)
-
-        await self._journal.flush()
-        row, marks = await self._database.read(read)
-        if (there := self._calls.get(call_id)) is not None or row is None:
-            return there
-        call = _call_of(row)
-        for mark in marks:
-            call.mark(mark.idx, FINISHED)
-            call.last_seq = max(call.last_seq, mark.seq)
-        self._calls[call_id] = call
-        self._idle[call_id] = self._clock.monotonic()
-        return call
-
-    async def _sweep_loop(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            try:
-                self._leave_memory()
-                await self._delete_expired()
-            except Exception:
-                log.exception("finished calls could not be swept")
-
-    def _leave_memory(self) -> None:
-        """Finished calls that nobody has asked for lately are left to the database."""
-        now, horizon = self._clock.now(), self._clock.monotonic() - KEEP_IN_MEMORY_S
-        busy = []
-        while self._idle:
-            call_id, since = next(iter(self._idle.items()))
-            if since > horizon:
-                break
-            del self._idle[call_id]
-            call = self._calls.get(call_id)
-            if call is None or call.inputs:
-                continue
-            if call.waiters or (call.used_at > horizon and not call.is_dropped):
-                busy.append(call_id)
-                continue
-            if call.expires_at is None:
-                self._journal.writes.expiries[call_id] = now + _lifetime_s(call)
-            del self._calls[call_id]
-        for call_id in busy:
-            self._idle[call_id] = self._clock.monotonic()
-
-    async def _delete_expired(self) -> None:
-        now = self._clock.now()
-        while True:
-            expired = await self._database.read(lambda c: storage.expired_calls(c, now, 500))
-            expired = [call_id for call_id in expired if call_id not in self._calls]
-            if not expired:
-                return
-            await self._database.write(lambda c, ids=expired: storage.delete_calls(c, ids))
-            await asyncio.sleep(0.05)
-
 
 _STATUSES = frozenset(int(status) for status in Status if status)
 
 
-def _lifetime_s(call: Call) -> float:
-    if call.is_dropped:
-        return 0.0
-    if call.invocation.is_async:
-        return EXPIRY_ASYNC_S
-    return EXPIRY_NESTED_S if call.parent is not None else EXPIRY_SYNC_S
+_ABANDONING = frozenset({Status.TERMINATED, Status.TIMEOUT})
+"""Ends after which nothing that the input has called is waited for."""
+_FAULTS = frozenset(
+    {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
+)
+
+
+def _ended_by_itself(exit: ExitStatus) -> bool:
+    """Whether what it ran is the reason, and not somebody outside."""
+    return not exit.reason and (exit.oom_killed or exit.exit_code >= 0 or -exit.exit_code in _FAULTS)
 
 
 def _failure(text: str) -> api_pb2.GenericResult:
     return api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=text)
-
-
-def _limited(outputs: Iterable[Output], limit: int) -> list[Output]:
-    found, num_bytes = [], 0
-    for output in outputs:
-        num_bytes += len(output.item)
-        if found and (len(found) >= limit or num_bytes > MAX_REPLY_BYTES):
-            break
-        found.append(output)
-    return found
-
-
-def _output_of(row) -> Output:
-    return Output(row.seq, row.idx, row.retry_count, Status(row.status), row.item)
-
-
-def _row_of(call: Call) -> dict:
-    return {
-        "call_id": call.call_id,
-        "function_id": call.function_id,
-        "app_id": call.app_id,
-        "workspace": call.workspace,
-        "call_type": int(call.call_type),
-        "invocation": int(call.invocation),
-        "parent_call_id": call.parent.call_id if call.parent else "",
-        "parent_idx": call.parent.idx if call.parent else 0,
-        "created_at": call.created_at,
-        "expires_at": None,
-        "is_cancelled": False,
-    }
-
-
-def _input_row(item: Input, payload: bytes) -> dict:
-    return {
-        "call_id": item.call.call_id,
-        "idx": item.idx,
-        "payload": payload,
-        "retry_count": item.retry_count,
-        "created_at": item.created_at,
-        "due_at": item.due_at,
-    }
-
-
-def _call_of(row) -> Call:
-    call = Call(
-        row.call_id,
-        function_id=row.function_id,
-        app_id=row.app_id,
-        workspace=row.workspace,
-        call_type=CallType(row.call_type),
-        invocation=Invocation(row.invocation),
-        parent=InputKey(row.parent_call_id, row.parent_idx) if row.parent_call_id else None,
-        created_at=row.created_at,
-    )
-    call.expires_at = row.expires_at
-    call.is_cancelled = row.is_cancelled
-    return call

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from aeolian.control.call_state import Input
 from aeolian.domain.calls import InputKey
 from aeolian.domain.containers import TRANSITIONS, ContainerState, Resources
+from aeolian.domain.link import StopContainer
 
 
 class Want(NamedTuple):
@@ -26,15 +27,16 @@ class Container:
         "idle_since",
         "image_id",
         "is_last",
+        "is_sent",
         "max_inputs",
         "num_given",
+        "num_waits",
         "resources",
         "revision",
         "sdk_version",
         "started_at",
         "state",
-        "stop_reason",
-        "stopping_since",
+        "stop",
         "task_id",
         "want",
         "worker_id",
@@ -74,10 +76,14 @@ class Container:
         self.idle_since = 0.0
         """Since when it waits for inputs with nothing to do; 0: it does not."""
         self.num_given = 0
+        self.num_waits = 0
+        """How many polls for outputs of other inputs it has open."""
         self.is_last = False
         """It was given as many inputs as it may have."""
-        self.stopping_since = 0.0
-        self.stop_reason = ""
+        self.is_sent = False
+        """Its worker was told to start it."""
+        self.stop: StopContainer | None = None
+        """What its worker was told, and is told again when it comes back."""
         self.hooks: tuple = ()
 
     @property
@@ -87,6 +93,11 @@ class Container:
     @property
     def takes_inputs(self) -> bool:
         return self.state is ContainerState.RUNNING and not self.is_last
+
+    @property
+    def is_blocked(self) -> bool:
+        """Everything that it works on waits for outputs of other inputs: it needs no core meanwhile."""
+        return bool(self.held) and self.num_waits >= len(self.held)
 
     def move_to(self, state: ContainerState) -> bool:
         """Whether that is a step; repetitions and steps back are none."""

@@ -64,6 +64,7 @@ class FinishedContainer(NamedTuple):
 
     task_id: str
     app_id: str
+    function_id: str
     enqueued_at: float
     started_at: float
     finished_at: float
@@ -124,7 +125,7 @@ class Containers:
             )
             if self._functions.has(row.function_id):
                 container.max_inputs = self._functions.pool_settings(row.function_id).max_inputs
-            container.started_at = row.started_at
+            container.started_at, container.is_sent = row.started_at, True
             self._containers[row.task_id] = container
             self._pools.add(container)
         self._recovered = await self._calls.load()
@@ -136,6 +137,7 @@ class Containers:
 
     async def close(self) -> None:
         self._is_closed = True
+        await self._pools.close()
         for timer in self._lost_timers.values():
             timer.cancel()
         for task in list(self._tasks):
@@ -149,10 +151,11 @@ class Containers:
         started = 0
         for _ in range(count):
             views = self._views()
-            is_first = not any(
-                container.is_starting or container.takes_inputs for container in pool.containers.values()
+            is_needed = not any(
+                container.is_starting or ((container.takes_inputs or container.held) and not container.is_blocked)
+                for container in pool.containers.values()
             )
-            worker_id = scheduler.place(settings.resources, views, is_first=is_first)
+            worker_id = scheduler.place(settings.resources, views, is_needed=is_needed)
             if worker_id is None:
                 if reason := scheduler.impossible(settings.resources, views):
                     self._fail_queue(pool, f"Function '{settings.function_name}' cannot run here: {reason}")
@@ -212,9 +215,10 @@ class Containers:
             ],
         ).add_done_callback(_ignore)
         worker = self._workers.get(container.worker_id)
-        if worker is None or not worker.is_connected:
-            self._ended(container, ExitStatus(exit_code=0, reason="its worker went away before the start"), b"")
+        if worker is None or not worker.is_connected or worker.is_leaving:
+            self._lost(container, "its worker went away before the start")
             return
+        container.is_sent = True
         worker.send(StartContainer(spec))
 
     def _views(self) -> list[scheduler.WorkerView]:
@@ -225,7 +229,7 @@ class Containers:
             if (worker := sizes.get(container.worker_id)) is None:
                 continue
             sums = used.setdefault(container.worker_id, [0, 0, 0])
-            sums[0] += min(container.resources.milli_cpu, worker.milli_cpu)
+            sums[0] += 0 if container.is_blocked else min(container.resources.milli_cpu, worker.milli_cpu)
             sums[1] += min(container.resources.memory_mb, worker.memory_mb)
             sums[2] += container.resources.gpu_count
         return [
@@ -278,9 +282,11 @@ class Containers:
             if report is not None:
                 self._reconcile(worker, container, report)
             elif container.state is not ContainerState.PENDING or container.started_at:
-                self._ended(container, ExitStatus(exit_code=0, reason="its worker started anew"), b"")
-            elif container.enqueued_at < self._clock.now() - 1.0:
-                self._ended(container, ExitStatus(exit_code=0, reason="its worker never heard of it"), b"")
+                self._lost(container, "its worker started anew")
+            elif container.is_sent:
+                self._lost(container, "its worker never heard of it")
+        if worker.is_leaving:
+            self.worker_leaving(worker)
         if self._recovered and not self._lost_timers:
             self._queue_recovered()
         for pool in self._pools.all():
@@ -290,10 +296,15 @@ class Containers:
 
     def _reconcile(self, worker: Worker, container: Container, report: ContainerReport) -> None:
         state = ContainerState(report.state)
-        if state is ContainerState.RUNNING and container.is_starting:
-            container.move_to(ContainerState.STARTING)
-        container.move_to(state)
-        before = self._pools_held(container)
+        if state is ContainerState.RUNNING and not container.started_at:
+            self._running(container, self._clock.now())
+        elif state is not ContainerState.EXITED:  # its outputs come first, then the end itself
+            if state is ContainerState.RUNNING:
+                container.move_to(ContainerState.STARTING)
+            container.move_to(state)
+        container.num_given = report.num_given
+        container.is_last = bool(container.max_inputs) and container.num_given >= container.max_inputs
+        before = {key: item for key, item in container.held.items() if not item.finished}
         container.held = {}
         abandoned = []
         for held in report.held:
@@ -305,19 +316,27 @@ class Containers:
             self._pools.hold(container, item)
         if abandoned:
             worker.send(CancelInputs(container.task_id, tuple(abandoned)))
-        # Assigned by us, but never received there.
-        self._calls.container_lost(before.values(), None, "")
-        if container.state is ContainerState.STOPPING:
+        self._calls.queue_again(before.values())  # assigned by us, but never received there
+        container.want = None
+        if container.stop is not None:
+            worker.send(container.stop)
+        elif state in (ContainerState.STOPPING, ContainerState.EXITED):
             return
-        if report.wants is not None:
-            self.wants_inputs(report.wants)
-        else:
-            container.want = None
-        if not self._is_current(container):
+        elif not self._is_current(container):
             self.stop_container(container, drain=True, reason="a newer version is deployed")
+        elif report.wants is not None:
+            self.wants_inputs(report.wants)
 
-    def _pools_held(self, container: Container) -> dict:
-        return {key: item for key, item in container.held.items() if not item.finished}
+    def worker_leaving(self, worker: Worker) -> None:
+        """It shuts down, and tells its containers so itself."""
+        worker.is_leaving = True
+        for container in self._containers.values():
+            if container.worker_id == worker.worker_id:
+                container.stop = container.stop or StopContainer(container.task_id, drain=True)
+                container.want, container.idle_since = None, 0.0
+                if container.is_sent:
+                    container.move_to(ContainerState.STOPPING)
+                self._pools.unsettle(container.function_id)
 
     def worker_disconnected(self, worker: Worker) -> None:
         if not self._workers.disconnected(worker) or self._is_closed:
@@ -333,7 +352,7 @@ class Containers:
             return
         self._workers.remove(worker_id)
         for container in [c for c in self._containers.values() if c.worker_id == worker_id]:
-            self._ended(container, ExitStatus(exit_code=0, reason="its worker went away"), b"")
+            self._lost(container, "its worker went away")
 
     def _queue_recovered(self) -> None:
         """Inputs that no container holds after a restart are queued."""
@@ -376,20 +395,24 @@ class Containers:
             self._running(container, self._clock.now())
         self._pools.wants(container, Want(event.seq, event.max_items, event.linger_ms))
 
-    def _ended(self, container: Container, exit: ExitStatus, task_result: bytes) -> None:
+    def _lost(self, container: Container, reason: str) -> None:
+        """The container is gone with its worker: that says nothing of the container itself."""
+        self._ended(container, ExitStatus(exit_code=0, reason=reason), b"", is_lost=True)
+
+    def _ended(self, container: Container, exit: ExitStatus, task_result: bytes, *, is_lost: bool = False) -> None:
         """The container is gone: its inputs go back, and if it never got going its pool learns why."""
         if self._containers.pop(container.task_id, None) is None:
             return
-        was_stopping, never_ran = bool(container.stopping_since), not container.started_at
+        was_stopping, never_ran = container.stop is not None, not container.started_at
         container.state = ContainerState.EXITED
         held = self._pools.drop(container)
         task_id, now = container.task_id, self._clock.now()
-        reason = exit.reason or container.stop_reason
+        reason = exit.reason or (container.stop.reason if container.stop else "")
         self._write_behind(
             lambda c: storage.update(c, task_id, finished_at=now, exit_code=exit.exit_code, reason=reason)
         )
         pool = self._pools.get(container.function_id)
-        if pool is not None and never_ran and not was_stopping and self._is_current(container):
+        if pool is not None and never_ran and not was_stopping and not is_lost and self._is_current(container):
             self._start_failed(pool, container, exit, task_result)
         explanation = explain(container.task_id, exit)
         lost_to_us = was_stopping or exit.reason
@@ -429,21 +452,18 @@ class Containers:
         self, container: Container, *, drain: bool = False, graceful: bool = True, reason: str = ""
     ) -> None:
         """Ask the worker to end it. Draining: it finishes what it holds first."""
-        if container.stopping_since and drain:
-            return
-        container.stopping_since = container.stopping_since or self._clock.now()
-        container.stop_reason = container.stop_reason or reason
-        was_pending = container.state is ContainerState.PENDING
+        if container.stop is not None:
+            if drain:
+                return
+            reason = container.stop.reason or reason
+        container.stop = StopContainer(container.task_id, graceful=graceful, drain=drain, reason=reason)
         container.move_to(ContainerState.STOPPING)
         container.want, container.idle_since = None, 0.0
         self._pools.unsettle(container.function_id)
-        worker = self._workers.get(container.worker_id)
-        if worker is None and was_pending:
+        if container.is_sent:
+            self._workers.send(container.worker_id, container.stop)
+        else:
             self._ended(container, ExitStatus(exit_code=0, reason=reason), b"")
-            return
-        self._workers.send(
-            container.worker_id, StopContainer(container.task_id, graceful=graceful, drain=drain, reason=reason)
-        )
 
     def request_stop(self, task_id: str, caller: Caller, *, graceful: bool) -> None:
         """ContainerStop: by a client for any container of its workspace, by a container for itself."""
@@ -534,7 +554,14 @@ class Containers:
         if row is None:
             return None
         return FinishedContainer(
-            row.task_id, row.app_id, row.enqueued_at, row.started_at, row.finished_at, row.exit_code, row.reason
+            row.task_id,
+            row.app_id,
+            row.function_id,
+            row.enqueued_at,
+            row.started_at,
+            row.finished_at,
+            row.exit_code,
+            row.reason,
         )
 
     async def app_of_task(self, task_id: str) -> str | None:

@@ -1,7 +1,8 @@
 """Streams of a call: the chunks that a generator yields (out), and the body of a web request (in).
 
 Chunks are numbered from 1, durable before they are acknowledged, and can be read again from any number while the
-call exists. A retried generator sends its first chunks again: the first ones stay.
+call exists. A retried generator sends its first chunks again: the first ones stay. A generator whose reader is slow,
+or gone, waits when it is too far ahead.
 """
 
 import asyncio
@@ -12,17 +13,19 @@ from enum import IntEnum
 from aeolian.control.call_state import Call
 from aeolian.control.calls import Calls
 from aeolian.domain.caller import Caller
-from aeolian.domain.clock import Clock
-from aeolian.domain.errors import FailedPrecondition, InvalidArgument, PermissionDenied
+from aeolian.domain.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
 from aeolian.storage import calls as storage
 from aeolian.storage.database import Database
 
 HOLD_S = 55.0
 """How long an idle stream is held open; the client opens it again at once."""
 MAX_RECENT_BYTES = 8 << 20
+MAX_AHEAD_BYTES = 64 << 20
+"""How far a sender may be ahead of the reader."""
 MAX_CHUNKS = 1024
 KEEP_S = 60.0
 PAGE = 64
+MAX_PAGE_BYTES = 4 << 20
 
 
 class Direction(IntEnum):
@@ -31,11 +34,17 @@ class Direction(IntEnum):
 
 
 class _Channel:
-    def __init__(self) -> None:
+    def __init__(self, call: Call) -> None:
+        self.call = call
         self.recent: deque[tuple[int, bytes]] = deque()
         self.num_bytes = 0
+        """Of `recent`."""
         self.last_index = 0
-        self.waiters: set[asyncio.Future] = set()
+        self.num_followers = 0
+        self.unread: deque[tuple[int, int]] = deque()
+        """(index, bytes) of what nobody has been given yet, as far as it was sent in this life of the server."""
+        self.unread_bytes = 0
+        self._waiters: set[asyncio.Future] = set()
 
     def put(self, index: int, chunk: bytes) -> None:
         if self.recent and index != self.recent[-1][0] + 1:
@@ -46,18 +55,43 @@ class _Channel:
         self.last_index = max(self.last_index, index)
         while len(self.recent) > 1 and self.num_bytes > MAX_RECENT_BYTES:
             self.num_bytes -= len(self.recent.popleft()[1])
+        self.unread.append((index, len(chunk)))
+        self.unread_bytes += len(chunk)
+
+    def read_up_to(self, index: int) -> None:
+        had_room = self.has_room
+        while self.unread and self.unread[0][0] <= index:
+            self.unread_bytes -= self.unread.popleft()[1]
+        if self.has_room and not had_room:
+            self.wake()
+
+    @property
+    def has_room(self) -> bool:
+        return self.unread_bytes <= MAX_AHEAD_BYTES
 
     def wake(self) -> None:
-        for waiter in self.waiters:
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(True)
-        self.waiters.clear()
+        self._waiters.clear()
+
+    async def changed(self, timeout_s: float | None) -> bool:
+        """False: nothing did within the time."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiters.add(waiter)
+        timer = loop.call_later(timeout_s, _give_up, waiter) if timeout_s is not None else None
+        try:
+            return await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._waiters.discard(waiter)
 
 
 class DataChannels:
-    def __init__(self, database: Database, clock: Clock, calls: Calls):
+    def __init__(self, database: Database, calls: Calls):
         self._database = database
-        self._clock = clock
         self._calls = calls
         self._channels: dict[tuple[str, Direction], _Channel] = {}
         calls.when_finished.append(self._call_finished)
@@ -70,14 +104,19 @@ class DataChannels:
         Raises FailedPrecondition when the call is over for that container.
         """
         call = await self._calls.open(call_id, caller)
-        if direction is Direction.OUT:
-            if not caller.is_container:
-                raise PermissionDenied("only the container that runs a call may send its stream")
-            if not any(item.task_id == caller.task_id for item in call.inputs.values()):
-                raise FailedPrecondition(f"container {caller.task_id} does not run call {call_id} any more")
+        if direction is Direction.OUT and not caller.is_container:
+            raise PermissionDenied("only the container that runs a call may send its stream")
         if len(chunks) > MAX_CHUNKS or any(index < 1 for index, _ in chunks):
             raise InvalidArgument(f"up to {MAX_CHUNKS} chunks at a time, numbered from 1")
-        channel = self._channels.setdefault((call_id, direction), _Channel())
+        channel = self._channel(call, direction)
+        while True:
+            if direction is Direction.OUT:
+                _check_runs(call, caller)
+            elif call.num_inputs and not call.inputs:
+                raise FailedPrecondition(f"call {call_id} is finished: nothing reads its stream any more")
+            if channel.has_room:
+                break
+            await channel.changed(None)
         fresh = [(index, chunk) for index, chunk in chunks if index > channel.last_index]
         rows = [
             {"call_id": call_id, "direction": int(direction), "idx": index, "chunk": chunk} for index, chunk in fresh
@@ -94,51 +133,63 @@ class DataChannels:
     ) -> AsyncIterator[tuple[int, bytes]]:
         """Chunks after `last_index`, as they come; ends after a while without any."""
         call = await self._calls.open(call_id, caller)
-        if direction is Direction.IN and caller.is_container and not _runs(call, caller):
-            raise PermissionDenied(f"container {caller.task_id} does not run call {call_id}")
-        channel = self._channels.setdefault((call_id, direction), _Channel())
+        if direction is Direction.IN and caller.is_container:
+            _check_runs(call, caller)
+        channel = self._channel(call, direction)
+        channel.num_followers += 1
         index = last_index
-        while True:
-            page = await self._after(call_id, direction, channel, index)
-            for index, chunk in page:
-                yield index, chunk
-            if page:
-                continue
-            if not await self._changed(channel, index):
-                return
+        try:
+            while True:
+                page = await self._after(call_id, direction, channel, index)
+                for index, chunk in page:
+                    yield index, chunk
+                    channel.read_up_to(index)
+                if not page and channel.last_index <= index and not await channel.changed(HOLD_S):
+                    return
+        finally:
+            channel.num_followers -= 1
+            if not call.inputs:
+                self._call_finished(call)
 
-    async def _after(self, call_id: str, direction: Direction, channel: _Channel, index: int):
+    async def _after(
+        self, call_id: str, direction: Direction, channel: _Channel, index: int
+    ) -> list[tuple[int, bytes]]:
         recent = channel.recent
         if recent and recent[0][0] <= index + 1:
             return [pair for pair in recent if pair[0] > index][:PAGE]
-        rows = await self._database.read(lambda c: storage.chunks_after(c, call_id, int(direction), index, PAGE))
+        rows = await self._database.read(
+            lambda c: storage.chunks_after(c, call_id, int(direction), index, PAGE, MAX_PAGE_BYTES)
+        )
         if rows:
             channel.last_index = max(channel.last_index, rows[-1].idx)
         return [(row.idx, row.chunk) for row in rows]
 
-    async def _changed(self, channel: _Channel, index: int) -> bool:
-        if channel.last_index > index:
-            return True
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        channel.waiters.add(waiter)
-        timer = loop.call_later(HOLD_S, lambda: waiter.done() or waiter.set_result(False))
-        try:
-            return await waiter
-        finally:
-            timer.cancel()
-            channel.waiters.discard(waiter)
+    def _channel(self, call: Call, direction: Direction) -> _Channel:
+        return self._channels.setdefault((call.call_id, direction), _Channel(call))
 
     def _call_finished(self, call: Call) -> None:
         for direction in Direction:
-            if (call.call_id, direction) in self._channels:
-                asyncio.get_running_loop().call_later(KEEP_S, self._forget, (call.call_id, direction))
+            key = (call.call_id, direction)
+            if (channel := self._channels.get(key)) is not None:
+                channel.wake()
+                asyncio.get_running_loop().call_later(KEEP_S, self._forget, key)
 
     def _forget(self, key: tuple[str, Direction]) -> None:
+        """Readers that come later, and the last of those that are here, find everything in the database."""
         channel = self._channels.get(key)
-        if channel is not None and not channel.waiters:
+        if channel is not None and not channel.num_followers and not channel.call.inputs:
             del self._channels[key]
 
 
-def _runs(call: Call, caller: Caller) -> bool:
-    return any(item.task_id == caller.task_id for item in call.inputs.values())
+def _check_runs(call: Call, caller: Caller) -> None:
+    """Whether this container runs an input of the call."""
+    if any(item.task_id == caller.task_id for item in call.inputs.values()):
+        return
+    if any(not item.task_id and not item.is_queued for item in call.inputs.values()):
+        raise Unavailable(f"who runs call {call.call_id} is not known yet: the server has just started")
+    raise FailedPrecondition(f"container {caller.task_id} does not run call {call.call_id} any more")
+
+
+def _give_up(waiter: asyncio.Future) -> None:
+    if not waiter.done():
+        waiter.set_result(False)

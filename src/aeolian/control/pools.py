@@ -7,9 +7,10 @@
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from modal_proto import api_pb2
 
@@ -88,6 +89,14 @@ class Pools:
         """Functions whose pool may need more or fewer containers."""
         self.woken = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
+
+    async def close(self) -> None:
+        for pool in self._pools.values():
+            if pool.lingering is not None:
+                pool.lingering.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ---- the pools --------------------------------------------------------------------------------------
 
@@ -169,6 +178,24 @@ class Pools:
         for (worker_id, task_id), input_ids in by_task.items():
             self._workers.send(worker_id, CancelInputs(task_id, tuple(input_ids), terminate=terminate))
 
+    @contextlib.contextmanager
+    def waiting(self, function_id: str, task_id: str) -> Iterator[None]:
+        """Meanwhile this container waits for the output of another input, and lends its cores to whoever makes it."""
+        pool = self._pools.get(function_id)
+        container = pool.containers.get(task_id) if pool is not None else None
+        if container is None:
+            yield
+            return
+        container.num_waits += 1
+        if container.is_blocked:
+            for other in self._pools.values():
+                if other.num_queued:
+                    self.unsettle(other.function_id)
+        try:
+            yield
+        finally:
+            container.num_waits -= 1
+
     def num_unfinished(self, function_id: str) -> int:
         pool = self._pools.get(function_id)
         if pool is None:
@@ -193,6 +220,8 @@ class Pools:
 
     def hold(self, container: Container, item: Input) -> None:
         """A container works on an input, as its worker says after a reconnection."""
+        if item.is_queued:
+            self.remove(item)
         item.task_id = container.task_id
         item.started_at = item.started_at or self._clock.now()
         container.held[item.key] = item

@@ -10,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
 from aeolian.control.call_history import CallHistory, InputRecord
-from aeolian.control.calls import Calls, OutputsPage
+from aeolian.control.call_outputs import OutputsPage
+from aeolian.control.calls import Calls
 from aeolian.control.data_channels import DataChannels, Direction
 from aeolian.control.functions import Functions
 from aeolian.domain.caller import Caller

@@ -4,7 +4,7 @@ An input has a row in `inputs` until it is finished, then one in `outputs`: what
 is the first table, whole. An input's id follows from its call and its index.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -68,8 +68,10 @@ outputs = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("finished_at", sa.Float, nullable=False),
+    sa.Index("outputs_in_order", "call_id", "seq"),
 )
-"""`item`: a serialized FunctionGetOutputsItem. `seq`: the order of finishing within the call, from 1."""
+"""`item`: a serialized FunctionGetOutputsItem; empty when nobody will ask for it any more.
+`seq`: the order of finishing within the call, from 1."""
 
 chunks = sa.Table(
     "call_chunks",
@@ -80,6 +82,8 @@ chunks = sa.Table(
     sa.Column("chunk", sa.LargeBinary, nullable=False),
 )
 """Chunks of generators and web bodies: serialized DataChunk messages. `direction`: 0 in, 1 out."""
+
+ASYNC_INVOCATIONS = (2, 3)
 
 _put_call = calls.insert()
 _expire_call = calls.update().where(calls.c.call_id == sa.bindparam("id")).values(expires_at=sa.bindparam("at"))
@@ -137,6 +141,15 @@ class CallWrites:
         if self.outputs.pop(key, None) is None:
             self.dropped_outputs.add(key)
         self.put_input(row, is_new=False)
+
+    @property
+    def has_changes(self) -> bool:
+        return any(getattr(self, name) for name in self.__dataclass_fields__)
+
+    def take_back_new(self) -> None:
+        """Calls and inputs that were asked for just now are not stored after all."""
+        self.calls = []
+        self.inputs = {key: row for key, row in self.inputs.items() if key in self.dropped_inputs}
 
     def apply(self, connection: Connection) -> None:
         run = connection.execute
@@ -214,16 +227,32 @@ def output_marks_of(connection: Connection, call_ids: Sequence[str]) -> list[Row
     ]
 
 
-def outputs_after(connection: Connection, call_id: str, seq: int, limit: int) -> list[Row]:
-    """The next outputs of a call in the order of finishing."""
-    query = sa.select(outputs).where(outputs.c.call_id == call_id, outputs.c.seq > seq)
-    return list(connection.execute(query.order_by(outputs.c.seq).limit(limit)))
+def outputs_after(connection: Connection, call_id: str, seq: int, limit: int, max_bytes: int) -> list[Row]:
+    """The next outputs of a call in the order of finishing: at least one, and no more than `max_bytes`."""
+    query = sa.select(outputs).where(outputs.c.call_id == call_id, outputs.c.seq > seq, outputs.c.item != b"")
+    return _up_to(connection.execute(query.order_by(outputs.c.seq).limit(limit)), max_bytes)
 
 
-def outputs_between(connection: Connection, call_id: str, first: int, last: int, limit: int) -> list[Row]:
-    """Outputs of the inputs `first` to `last`, both included."""
-    query = sa.select(outputs).where(outputs.c.call_id == call_id, outputs.c.idx >= first, outputs.c.idx <= last)
-    return list(connection.execute(query.order_by(outputs.c.idx).limit(limit)))
+def outputs_between(
+    connection: Connection, call_id: str, first: int, last: int, limit: int, max_bytes: int
+) -> list[Row]:
+    """Outputs of the inputs `first` to `last`, both included: at least one, and no more than `max_bytes`."""
+    query = sa.select(outputs).where(
+        outputs.c.call_id == call_id, outputs.c.idx >= first, outputs.c.idx <= last, outputs.c.item != b""
+    )
+    return _up_to(connection.execute(query.order_by(outputs.c.idx).limit(limit)), max_bytes)
+
+
+def _up_to(rows: Iterable[Row], max_bytes: int) -> list[Row]:
+    """Read one by one: a thousand outputs may have 2 MiB each."""
+    found: list[Row] = []
+    num_bytes = 0
+    for row in rows:
+        num_bytes += len(row.item)
+        if found and num_bytes > max_bytes:
+            break
+        found.append(row)
+    return found
 
 
 def children_of(connection: Connection, call_ids: Sequence[str]) -> list[Row]:
@@ -293,6 +322,36 @@ def expired_calls(connection: Connection, before: float, limit: int) -> list[str
     return list(connection.execute(query).scalars())
 
 
+def expire_finished(connection: Connection, now: float, lifetimes_s: Mapping[str, float]) -> None:
+    """After a start: calls that were finished before, and whose end nobody has noted, get one.
+
+    `lifetimes_s`: of calls that somebody waits for (`sync`), made from inside others (`nested`), spawned (`async`).
+    """
+    lifetime_s = sa.case(
+        (calls.c.invocation.in_(ASYNC_INVOCATIONS), lifetimes_s["async"]),
+        (calls.c.parent_call_id != "", lifetimes_s["nested"]),
+        else_=lifetimes_s["sync"],
+    )
+    connection.execute(
+        calls.update()
+        .where(calls.c.expires_at.is_(None), calls.c.call_id.not_in(sa.select(inputs.c.call_id)))
+        .values(expires_at=now + lifetime_s)
+    )
+
+
+def empty_outputs(connection: Connection, call_id: str, first: int, last: int) -> None:
+    """The caller has these outputs, or does not want them: only what became of the inputs is kept."""
+    connection.execute(
+        outputs.update()
+        .where(outputs.c.call_id == call_id, outputs.c.idx >= first, outputs.c.idx <= last)
+        .values(item=b"")
+    )
+
+
+def delete_chunks(connection: Connection, call_id: str) -> None:
+    connection.execute(chunks.delete().where(chunks.c.call_id == call_id))
+
+
 def delete_calls(connection: Connection, call_ids: Iterable[str]) -> None:
     for some in _portions(list(call_ids)):
         for table in (inputs, outputs, chunks, calls):
@@ -315,11 +374,21 @@ def put_chunks(connection: Connection, rows: list[dict]) -> None:
             connection.execute(chunks.insert(), list(mine.values()))
 
 
-def chunks_after(connection: Connection, call_id: str, direction: int, idx: int, limit: int) -> list[Row]:
+def chunks_after(
+    connection: Connection, call_id: str, direction: int, idx: int, limit: int, max_bytes: int
+) -> list[Row]:
+    """The next chunks: at least one, and no more than `max_bytes`."""
     query = sa.select(chunks.c.idx, chunks.c.chunk).where(
         chunks.c.call_id == call_id, chunks.c.direction == direction, chunks.c.idx > idx
     )
-    return list(connection.execute(query.order_by(chunks.c.idx).limit(limit)))
+    found: list[Row] = []
+    num_bytes = 0
+    for row in connection.execute(query.order_by(chunks.c.idx).limit(limit)):
+        num_bytes += len(row.chunk)
+        if found and num_bytes > max_bytes:
+            break
+        found.append(row)
+    return found
 
 
 def unfinished_payloads(connection: Connection) -> Iterable[bytes]:
