@@ -220,7 +220,7 @@ class Build:
         for heredoc in heredocs:
             if source.lstrip("<-").strip("\"'") == heredoc.name:
                 text = expand(heredoc.content, self._variables) if heredoc.expands else heredoc.content
-                return self._context.add(f".heredocs/{heredoc.name}", text.encode())
+                return self._context.add_text(heredoc.name, text)
         if is_add and URL.match(source):
             return await asyncio.to_thread(self._context.add_download, source, downloads)
         if is_add and source.startswith(("git@", "git://")):

@@ -2,12 +2,13 @@
 
 import hashlib
 import posixpath
+import re
 import tempfile
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from aeolian.domain.errors import InvalidArgument, Unavailable
 from aeolian.domain.images import ImageSpec
@@ -16,6 +17,7 @@ from aeolian.worker.images import copying
 MAX_DOWNLOAD_BYTES = 16 << 30
 DOWNLOAD_TIMEOUT_S = 60
 CHUNK_BYTES = 1 << 20
+UNSAFE = re.compile(r"[^\w.+-]")
 
 
 class ContextEntry(NamedTuple):
@@ -31,20 +33,25 @@ class BuildContext:
 
     def __init__(self, spec: ImageSpec):
         self._entries = {file.path.strip("/"): (file.sha256_hex, file.mode) for file in spec.context}
+        self._apart: dict[str, tuple[str, int]] = {}
+        """Sources of one COPY or ADD that are no part of the context."""
         self.own: dict[str, bytes | Path] = {}
         for file in spec.context_files:
-            self.add(file.path, file.data)
+            self._entries[file.path.strip("/")] = (self._keep(file.data), 0o644)
 
-    def add(self, path: str, data: bytes) -> str:
-        """A small file that came with the definition. Returns its path in the context."""
+    def _keep(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
         self.own[digest] = data
-        self._entries[path.strip("/")] = (digest, 0o644)
-        return path
+        return digest
+
+    def add_text(self, name: str, text: str) -> str:
+        """A here-document. Returns the path by which it can be selected."""
+        self._apart[f".here/{name}"] = (self._keep(text.encode()), 0o644)
+        return f".here/{name}"
 
     def add_download(self, url: str, folder: Path) -> str:
-        """What `ADD https://…` names. Returns its path in the context. Raises Unavailable."""
-        name = posixpath.basename(urlsplit(url).path) or "index.html"
+        """What `ADD https://…` names. Returns the path by which it can be selected. Raises Unavailable."""
+        name = UNSAFE.sub("_", posixpath.basename(unquote(urlsplit(url).path))) or "index.html"
         path = Path(tempfile.mkdtemp(dir=folder)) / name
         sha256, size = hashlib.sha256(), 0
         try:
@@ -58,15 +65,17 @@ class BuildContext:
         except (OSError, ValueError) as error:
             raise Unavailable(f"{url} could not be fetched: {error}") from None
         self.own[sha256.hexdigest()] = path
-        place = f".downloads/{path.parent.name}/{name}"
-        self._entries[place] = (sha256.hexdigest(), 0o600)
-        return place
+        self._apart[f".downloads/{name}"] = (sha256.hexdigest(), 0o600)
+        return f".downloads/{name}"
 
     def selected(self, patterns: Iterable[str]) -> tuple[ContextEntry, ...]:
         """The files that these sources of COPY name. Raises InvalidArgument when one names none."""
         context = copying.Context((path, digest, mode) for path, (digest, mode) in self._entries.items())
         found: dict[str, ContextEntry] = {}
         for pattern in patterns:
+            if pattern in self._apart:
+                found[pattern] = ContextEntry(pattern, *self._apart[pattern])
+                continue
             try:
                 matches = copying.matches(context, pattern)
             except copying.Refused as error:

@@ -15,6 +15,7 @@ import fcntl
 import os
 import secrets
 import subprocess
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -34,19 +35,21 @@ def default_cache_folder(environ=os.environ) -> Path:
 class MachineCache:
     def __init__(self, folder: Path):
         self._folder = folder
+        self._making: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def tree(self, key: str, make: Callable[[Path], Awaitable[None]]) -> Path:
         """The tree of that key; `make` fills an empty folder when there is none."""
         place = self._folder / "layers" / key
-        if place.is_dir():
-            return place
-        fresh, lock = await asyncio.to_thread(self._begin)
-        try:
-            await make(fresh / "tree")
-            await asyncio.to_thread(self._keep, fresh / "tree", place)
-        finally:
-            await asyncio.to_thread(remove_tree, fresh)
-            os.close(lock)
+        async with self._making[key]:
+            if place.is_dir():
+                return place
+            fresh, lock = await asyncio.to_thread(self._begin)
+            try:
+                await make(fresh / "tree")
+                await asyncio.to_thread(self._keep, fresh / "tree", place)
+            finally:
+                await asyncio.to_thread(remove_tree, fresh)
+                os.close(lock)
         return place
 
     def _begin(self) -> tuple[Path, int]:

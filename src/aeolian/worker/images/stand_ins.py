@@ -46,7 +46,8 @@ PYTHON_PACKAGES = "python3 python3-dev python3-venv python3-pip"
 class Movable(NamedTuple):
     """An interpreter that can be copied into an image."""
 
-    folder: Path
+    tree: Path
+    """In the machine's cache, to become /usr/local."""
     version: str
     glibc: tuple[int, int]
     """The oldest C library that it runs with."""
@@ -137,7 +138,7 @@ class PackagedBases:
         source, version, _ = choice.copied
         if wanted.python.count(".") > 1 and wanted.python != version:
             on_log(INFO, f"Python {wanted.python} was asked for; this host offers {version}\n")
-        key = digest_of("python", RECIPE, str(source), version, source.stat().st_mtime_ns)
+        key = digest_of("python", source.name)
 
         async def work(folder: Path, on_log: OnLog) -> Path:
             target = folder / "tree" / "usr" / "local"
@@ -172,10 +173,18 @@ class PackagedBases:
             interpreter = await self._interpreters.get(series)
             if not interpreter.is_relocatable:
                 return None
-            folder = await self._pythons.folder(series, interpreter.version)
-        except NotFound:
+            place = interpreter.executable
+            key = digest_of("python", RECIPE, str(place), interpreter.version, place.stat().st_mtime_ns)[:24]
+
+            async def make(tree: Path) -> None:
+                source = await self._pythons.folder(series, interpreter.version)
+                tree.rmdir()
+                await asyncio.to_thread(copy_tree, source, tree)
+
+            tree = await self._cache.tree(key, make)
+        except (NotFound, OSError):
             return None
-        return Movable(folder, interpreter.version, await asyncio.to_thread(glibc_need, folder))
+        return Movable(tree, interpreter.version, await asyncio.to_thread(glibc_need, tree))
 
 
 def choose_python(

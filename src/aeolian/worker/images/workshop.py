@@ -99,7 +99,7 @@ class ViewWorkshop:
             "the command",
             on_log,
         )
-        return await asyncio.to_thread(self._finished, view)
+        return await asyncio.to_thread(self._finished, view, [mount.target for mount in job.mounts])
 
     async def copy(
         self, folder: Path, image: StoredImage, job: CopyJob, own: Mapping[str, bytes | Path], on_log: OnLog
@@ -189,11 +189,11 @@ class ViewWorkshop:
             _write(target, own.get(digest, self._content.path(digest)))
             target.chmod(mode)
 
-    def _finished(self, view: dict[str, Any]) -> Path:
-        """What the step changed, without what we put there."""
+    def _finished(self, view: dict[str, Any], targets: list[str] | None = None) -> Path:
+        """What the step changed, without what we put there. `targets`: places that were made only to mount on."""
         tree = Path(view["upper"] or view["root"])
         remove_tree(tree / OURS)
-        drop_mount_points(tree, [*(target for _, target, _ in view["binds"]), *FOLDERS_OF_VIEWS])
+        drop_mount_points(tree, [*(target for _, target, _ in view["binds"]), *(targets or ()), *FOLDERS_OF_VIEWS])
         if not view["upper"]:
             drop_host_links(tree)
         return tree
