@@ -1,5 +1,3 @@
-import os
-
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -11,22 +9,9 @@ from aeolian.storage.database import make_engine
 from aeolian.storage.tables import metadata
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'x.db'}"
-        return
-    schema = f"test_{os.getpid()}"
-    server = request.getfixturevalue("postgresql_url")
-    engine = sa.create_engine(migrate.normalized(server))
-    with engine.begin() as connection:
-        connection.execute(sa.text(f"CREATE SCHEMA {schema}"))
-    try:
-        yield sa.make_url(server).update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(False)
-    finally:
-        with engine.begin() as connection:
-            connection.execute(sa.text(f"DROP SCHEMA {schema} CASCADE"))
-        engine.dispose()
+@pytest.fixture
+def url(database_url):
+    return database_url
 
 
 def test_the_migrated_schema_is_what_the_tables_declare(url):

@@ -178,6 +178,7 @@ class Services:
         self.changes.when_rescaled.append(self.pools.unsettle)
         owners = (self.secrets.objects, self.dicts.objects, self.queues.objects, self.volumes)
         for owner in owners:
+            owner.check_owner = self.apps.living
             self.apps.when_ended.append(owner.delete_owned_by)
         self.environments.when_renamed.append(self.apps.environment_renamed)
         self.environments.when_deleted.append(self.apps.stop_all_in)

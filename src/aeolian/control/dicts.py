@@ -1,6 +1,7 @@
 """Dicts: maps of serialized keys to serialized values, shared by all who know them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 
 from sqlalchemy.engine import Connection
 
@@ -15,7 +16,9 @@ MAX_ENTRIES_AT_ONCE = 10_000
 MAX_VALUE_BYTES = 100 << 20
 MAX_KEY_BYTES = 64 << 10
 MAX_COUNT = 100_000
-PAGE = 50
+PAGE_ENTRIES = 1000
+PART_BYTES = 8 << 20
+"""About as much of a Dict's values is held in memory while they are sent."""
 
 
 class Dicts:
@@ -72,19 +75,24 @@ class Dicts:
         return await self._database.read(count)
 
     async def contents(self, dict_id: str, caller: Caller, *, with_values: bool) -> AsyncIterator[tuple[bytes, bytes]]:
-        """All entries, in no particular order, page by page: what changes meanwhile may or may not be seen."""
+        """All entries, in no particular order, part by part: what changes meanwhile may or may not be seen."""
         await self.objects.get(dict_id, caller)
         after = b""
         while True:
-            limit = PAGE if with_values else 20 * PAGE
-            rows = await self._database.read(
-                lambda c, at=after, n=limit: storage.page(c, dict_id, at, n, with_values=with_values)
+            page = await self._database.read(
+                partial(storage.page_of_keys, dict_id=dict_id, after=after, limit=PAGE_ENTRIES)
             )
-            for digest, key, value in rows:
-                after = digest
-                yield key, value
-            if len(rows) < limit:
+            if not with_values:
+                for _, key, _ in page:
+                    yield key, b""
+            else:
+                for first, last in _parts(page):
+                    read = partial(storage.range_of_entries, dict_id=dict_id, first=first, last=last)
+                    for key, value in await self._database.read(read):
+                        yield key, value
+            if len(page) < PAGE_ENTRIES:
                 return
+            after = page[-1][0]
 
     async def clear(self, dict_id: str, caller: Caller) -> None:
         def clear(connection: Connection) -> None:
@@ -92,6 +100,19 @@ class Dicts:
             storage.clear(connection, dict_id)
 
         await self._database.write(clear)
+
+
+def _parts(page: Sequence[tuple[bytes, bytes, int]]) -> Iterator[tuple[bytes, bytes]]:
+    """Cut a page (digest, key, size) into ranges of digests with so much in them."""
+    first, size = b"", 0
+    for digest, _, value_bytes in page:
+        first = first or digest
+        size += value_bytes
+        if size >= PART_BYTES:
+            yield first, digest
+            first, size = b"", 0
+    if first:
+        yield first, page[-1][0]
 
 
 def check_entries(entries: Sequence[tuple[bytes, bytes]]) -> None:

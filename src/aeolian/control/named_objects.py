@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from modal_proto import api_pb2
@@ -21,6 +22,8 @@ from aeolian.storage.named_objects import NamedObject
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[a-zA-Z0-9-_.]{1,64}")
+APP_ID = re.compile(r"ap-[a-zA-Z0-9]{22}")
+"""Clients refuse names that look like one: they could mean either."""
 HEARTBEAT_TIMEOUT_S = 900.0
 """The SDK's ephemeral objects beat every 300 s."""
 SWEEP_S = 30.0
@@ -51,6 +54,10 @@ class NamedObjects:
         *,
         silent_after_s: float = HEARTBEAT_TIMEOUT_S,
     ):
+        self.check_owner: Callable[[str, Caller], object] = lambda app_id, caller: None
+        """Raises NotFound or FailedPrecondition for an app that cannot own anything (any more)."""
+        self.when_deleted: list[Callable[[str], None]] = []
+        """Called with the id of an object that is gone."""
         self.noun = noun
         self.title = noun.capitalize()
         self._database = database
@@ -59,11 +66,13 @@ class NamedObjects:
         self._delete_contents = delete_contents
         self._silent_after_s = silent_after_s
         self._heard_at: dict[str, float] = {}
+        self._last_created_at = 0.0
         self._sweeper: asyncio.Task | None = None
 
     async def open(self) -> None:
         """Ephemeral objects get a full timeout to be heard of again."""
         now = self._clock.now()
+        self._last_created_at = await self._database.read(lambda c: storage.newest_created_at(c, self.noun))
         for object_id in await self._database.read(lambda c: storage.ids_where(c, self.noun, kind="ephemeral")):
             self._heard_at[object_id] = now
         self._sweeper = asyncio.create_task(self._sweep_forever(), name=f"{self.noun}-sweep")
@@ -131,9 +140,10 @@ class NamedObjects:
 
         A replaced one keeps its id.
         """
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or APP_ID.fullmatch(name):
             raise InvalidArgument(
-                f"{name!r} cannot be the name of a {self.title}: use 1 to 64 letters, digits, dashes, underscores and periods"
+                f"{name!r} cannot be the name of a {self.title}: use 1 to 64 letters, digits, dashes, underscores and "
+                "periods, and no App ID"
             )
         environment = self._environments.resolve(environment_name, caller)
         item = self._new(environment.id, name, "named", caller)
@@ -163,6 +173,8 @@ class NamedObjects:
         fill: Callable[[Connection, str], None] = lambda connection, object_id: None,
     ) -> NamedObject:
         """One without a name: of an app, or (no `app_id`) ephemeral, alive while its client beats."""
+        if app_id:
+            self.check_owner(app_id, caller)
         environment = self._environments.resolve(environment_name, caller)
         item = self._new(environment.id, "", "owned" if app_id else "ephemeral", caller, app_id)
 
@@ -182,6 +194,12 @@ class NamedObjects:
             return
         self._heard_at[object_id] = self._clock.now()
 
+    def used(self, object_ids: Sequence[str]) -> None:
+        """Ephemeral ones among these stay alive as if they had been heard of."""
+        now = self._clock.now()
+        for object_id in self._heard_at.keys() & set(object_ids):
+            self._heard_at[object_id] = now
+
     # ---- ending -----------------------------------------------------------------------------------------
 
     async def delete(self, object_id: str, caller: Caller) -> None:
@@ -189,10 +207,10 @@ class NamedObjects:
 
         def delete(connection: Connection) -> None:
             self.existing(connection, object_id, caller)
-            self._delete(connection, object_id)
+            self._delete(object_id, connection)
 
         await self._database.write(delete)
-        self._heard_at.pop(object_id, None)
+        self._deleted(object_id)
 
     async def delete_owned_by(self, app_id: str) -> None:
         """The app has come to its end."""
@@ -203,22 +221,30 @@ class NamedObjects:
         await self._delete_where(environment_id=environment_id)
 
     async def _delete_where(self, **values: str) -> None:
-        def delete(connection: Connection) -> None:
-            for object_id in storage.ids_where(connection, self.noun, **values):
-                self._delete(connection, object_id)
+        def delete(connection: Connection) -> list[str]:
+            object_ids = storage.ids_where(connection, self.noun, **values)
+            for object_id in object_ids:
+                self._delete(object_id, connection)
+            return object_ids
 
-        await self._database.write(delete)
+        for object_id in await self._database.write(delete):
+            self._deleted(object_id)
 
-    def _delete(self, connection: Connection, object_id: str) -> None:
+    def _delete(self, object_id: str, connection: Connection) -> None:
         self._delete_contents(connection, object_id)
         storage.delete(connection, object_id)
+
+    def _deleted(self, object_id: str) -> None:
+        self._heard_at.pop(object_id, None)
+        for callback in self.when_deleted:
+            callback(object_id)
 
     async def sweep(self) -> None:
         """Delete ephemeral objects that nobody was heard for."""
         horizon = self._clock.now() - self._silent_after_s
         for object_id in [object_id for object_id, at in self._heard_at.items() if at < horizon]:
-            await self._database.write(lambda c, gone=object_id: self._delete(c, gone))
-            self._heard_at.pop(object_id, None)
+            await self._database.write(partial(self._delete, object_id))
+            self._deleted(object_id)
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -229,6 +255,8 @@ class NamedObjects:
                 log.exception("a sweep of the %ss failed; the next one tries again", self.noun)
 
     def _new(self, environment_id: str, name: str, kind: str, caller: Caller, app_id: str = "") -> NamedObject:
+        # Clients page by created_at, so no two may be equal.
+        self._last_created_at = max(self._clock.now(), self._last_created_at + 1e-5)
         return NamedObject(
             object_id=new_id(self.noun),
             noun=self.noun,
@@ -237,5 +265,5 @@ class NamedObjects:
             kind=kind,
             app_id=app_id,
             workspace=caller.workspace,
-            created_at=self._clock.now(),
+            created_at=self._last_created_at,
         )

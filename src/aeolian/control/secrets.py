@@ -27,8 +27,10 @@ KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MAX_KEYS = 512
 MAX_BYTES = 512 << 10
 NONCE_BYTES = 12
+USED_EVERY_S = 60.0
+"""How exactly it is recorded when a Secret was used last."""
 EPHEMERAL_S = 24 * 3600.0
-"""Secrets without a name and an app have no heartbeat: they live for a day."""
+"""Secrets without a name and an app have no heartbeat: they live for a day after their last use."""
 
 
 class SecretInfo(NamedTuple):
@@ -61,13 +63,15 @@ class Secrets:
     async def lookup(
         self, name: str, environment_name: str, caller: Caller, required_keys: Sequence[str] = ()
     ) -> NamedObject:
-        """Raises NotFound, also when a required key is missing, naming those."""
+        """Raises NotFound, or FailedPrecondition when a required key is missing."""
         item = await self.objects.lookup(name, environment_name, caller)
         if required_keys:
             keys = (await self.info(item.object_id, caller)).keys
             if missing := sorted(set(required_keys) - set(keys)):
-                raise NotFound(
-                    f"Secret '{name}' lacks the required key(s) {', '.join(missing)}: it has {', '.join(keys)}"
+                # The JavaScript client knows it by its first words.
+                raise FailedPrecondition(
+                    f"Secret is missing key(s): {', '.join(missing)}. '{name}' has {', '.join(keys)}: add the others by "
+                    f"`modal secret create {name} --force …` or `Secret.update`"
                 )
         return item
 
@@ -106,8 +110,9 @@ class Secrets:
             if secret_id not in stored:
                 raise NotFound(f"Secret {secret_id} was deleted: create it again, then deploy the App again")
             env.update(self._decrypt(secret_id, stored[secret_id][0]))
+        self.objects.used(ids)
         now = self._clock.now()
-        if any(now - used_at > 60 for _, used_at in stored.values()):
+        if any(now - used_at > USED_EVERY_S for _, used_at in stored.values()):
             await self._database.write(lambda c: storage.used(c, ids, now))
         return env
 

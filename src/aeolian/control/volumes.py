@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -42,6 +43,8 @@ class Environments(Protocol):
 
 class Volumes:
     def __init__(self, database: Database, clock: Clock, environments: Environments):
+        self.check_owner: Callable[[str, Caller], object] = lambda app_id, caller: None
+        """Raises NotFound or FailedPrecondition for an app that cannot own anything (any more)."""
         self._database = database
         self._clock = clock
         self._environments = environments
@@ -154,6 +157,8 @@ class Volumes:
         options: dict[str, str] | None = None,
     ) -> Volume:
         """A volume without a name: of an app, or (no `app_id`) ephemeral, alive while its client beats."""
+        if app_id:
+            self.check_owner(app_id, caller)
         environment = self._environments.resolve(environment_name, caller)
         kind = "owned" if app_id else "ephemeral"
         volume = self._new(environment.id, "", kind, caller, fs_version, options, app_id)

@@ -21,6 +21,8 @@ class Caller(msgspec.Struct, frozen=True):
     client_type: int = 1
     idempotency_key: str = ""
     worker_id: str = ""
+    time_left_s: float | None = None
+    """How long the caller still waits for the answer to this request; None: as long as it takes."""
 
     @property
     def is_container(self) -> bool:

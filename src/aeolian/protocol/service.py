@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
+import msgspec
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from modal_proto import api_pb2
@@ -35,6 +36,7 @@ SERVICE_PATH = f"/{SERVICE.full_name}/"
 REPLY_LIFETIME_S = 180.0
 MAX_KEPT_REPLIES = 50_000
 MAX_KEPT_REPLY_BYTES = 256 << 10
+FOREVER_S = 1e6
 
 Authenticate = Callable[[dict[str, Any]], Awaitable[Caller]]
 
@@ -58,7 +60,10 @@ class ReplyCache:
         else:
             task = kept[1]
         try:
-            return await asyncio.shield(task)
+            reply = await asyncio.shield(task)
+            if (len(reply) if isinstance(reply, bytes) else reply.ByteSize()) > MAX_KEPT_REPLY_BYTES:
+                self._replies.pop(key, None)  # what is read destructively is kept in the database
+            return reply
         except BaseException:
             # A refusal or a failure changed nothing: let the next attempt try again.
             if task.done() and (task.cancelled() or task.exception() is not None):
@@ -147,7 +152,9 @@ class ModalService(grpc.GenericRpcHandler):
         metadata = {key: value for key, value in context.invocation_metadata() or ()}
         if name in self._open_methods and "x-modal-token-id" not in metadata:
             return Caller(workspace="", idempotency_key=str(metadata.get("x-idempotency-key", "")))
-        return await self._authenticate(metadata)
+        caller = await self._authenticate(metadata)
+        left = context.time_remaining()
+        return msgspec.structs.replace(caller, time_left_s=left) if left is not None and left < FOREVER_S else caller
 
 
 def collect(resources: Iterable[object]) -> dict[str, Callable]:
@@ -204,8 +211,6 @@ REPEATABLE = frozenset(
         "FunctionBindParams",
         "FunctionCallCancel",
         "FunctionCallPutDataOut",
-        "QueueGet",
-        "QueuePut",
         "QueueGetOrCreate",
         "QueueClear",
         "QueueDelete",
@@ -245,4 +250,8 @@ REPEATABLE = frozenset(
         "TaskResult",
     ]
 )
-"""Unary RPCs that change something: their replies are kept by idempotency key."""
+"""Unary RPCs that change something: their replies are kept by idempotency key.
+
+QueueGet and QueuePut are not among them: they may wait for long, and must not go on for a client that is gone. Their
+results are kept with what they do, in the database.
+"""

@@ -38,6 +38,8 @@ replies = sa.Table(
 
 MAX_GROUP = 512
 MAX_READERS = 4
+REPLIES_KEPT_S = 3600.0
+FORGET_EVERY_S = 300.0
 
 
 class _Job(NamedTuple):
@@ -110,6 +112,7 @@ class Database:
     def _write_loop(self) -> None:
         connection: Connection | None = None
         stopping = False
+        forget_at = 0.0
         while not stopping:
             jobs: list[_Job] = []
             job = self._jobs.get()
@@ -138,6 +141,9 @@ class Database:
                     connection = None
             self.num_commits += 1
             _resolve(jobs, outcomes)
+            if connection is not None and time.monotonic() >= forget_at:
+                forget_at = time.monotonic() + FORGET_EVERY_S
+                _forget_old_replies(connection)
         if connection is not None:
             connection.close()
 
@@ -165,9 +171,13 @@ def kept_reply(connection: Connection, key: str) -> Any:
     return msgspec.msgpack.decode(row.reply) if row is not None else None
 
 
-def forget_replies(connection: Connection, before: float) -> None:
+def _forget_old_replies(connection: Connection) -> None:
     """Nobody repeats a request that is as old as this."""
-    connection.execute(replies.delete().where(replies.c.created_at < before))
+    try:
+        with connection.begin():
+            connection.execute(replies.delete().where(replies.c.created_at < time.time() - REPLIES_KEPT_S))
+    except Exception:
+        log.exception("old replies could not be deleted; the next turn tries again")
 
 
 class _Failure(NamedTuple):
@@ -175,24 +185,29 @@ class _Failure(NamedTuple):
 
 
 def _run_group(connection: Connection, jobs: list[_Job]) -> list[Any]:
-    """All jobs in one transaction; when one raises, roll back and run each between savepoints."""
+    """All jobs in one transaction; when one raises, each between savepoints; when the whole fails, each by itself."""
     try:
         with connection.begin():
             return _run_merged(connection, jobs)
     except Exception as error:
         if len(jobs) == 1:
             return [_translate(error)]
-    outcomes: list[Any] = []
-    with connection.begin():
-        for job in jobs:
-            savepoint = connection.begin_nested()
-            try:
-                outcomes.append(job.fn(connection))
-                savepoint.commit()
-            except Exception as error:
-                savepoint.rollback()
-                outcomes.append(_translate(error))
-    return outcomes
+    try:
+        with connection.begin():
+            return [_run_apart(connection, job) for job in jobs]
+    except Exception:  # the commit failed, or a job's error has undone everything, as that of a full disk does
+        return [_run_group(connection, [job])[0] for job in jobs]
+
+
+def _run_apart(connection: Connection, job: _Job) -> Any:
+    savepoint = connection.begin_nested()
+    try:
+        outcome = job.fn(connection)
+        savepoint.commit()
+        return outcome
+    except Exception as error:
+        savepoint.rollback()
+        return _translate(error)
 
 
 def _run_merged(connection: Connection, jobs: list[_Job]) -> list[Any]:

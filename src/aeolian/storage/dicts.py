@@ -57,18 +57,25 @@ def count(connection: Connection, dict_id: str, limit: int) -> int:
     return connection.execute(sa.select(sa.func.count()).select_from(some)).scalar() or 0
 
 
-def page(
-    connection: Connection, dict_id: str, after: bytes, limit: int, *, with_values: bool
-) -> list[tuple[bytes, bytes, bytes]]:
-    """(digest, key, value) in order of digests."""
-    value = dict_entries.c.value if with_values else sa.literal(b"", sa.LargeBinary).label("value")
+def page_of_keys(connection: Connection, dict_id: str, after: bytes, limit: int) -> list[tuple[bytes, bytes, int]]:
+    """(digest, key, the value's size in bytes) in order of digests."""
     query = (
-        sa.select(dict_entries.c.digest, dict_entries.c.key, value)
+        sa.select(dict_entries.c.digest, dict_entries.c.key, sa.func.length(dict_entries.c.value).label("size"))
         .where(dict_entries.c.dict_id == dict_id, dict_entries.c.digest > after)
         .order_by(dict_entries.c.digest)
         .limit(limit)
     )
-    return [(row.digest, row.key, row.value) for row in connection.execute(query)]
+    return [(row.digest, row.key, row.size) for row in connection.execute(query)]
+
+
+def range_of_entries(connection: Connection, dict_id: str, first: bytes, last: bytes) -> list[tuple[bytes, bytes]]:
+    """(key, value) of the digests from `first` to `last`."""
+    query = (
+        sa.select(dict_entries.c.key, dict_entries.c.value)
+        .where(dict_entries.c.dict_id == dict_id, dict_entries.c.digest.between(first, last))
+        .order_by(dict_entries.c.digest)
+    )
+    return [(row.key, row.value) for row in connection.execute(query)]
 
 
 def clear(connection: Connection, dict_id: str) -> None:

@@ -76,6 +76,15 @@ def list_named(
     return [_item(row) for row in connection.execute(query)]
 
 
+def newest_created_at(connection: Connection, noun: str) -> float:
+    return (
+        connection.execute(
+            sa.select(sa.func.max(named_objects.c.created_at)).where(named_objects.c.noun == noun)
+        ).scalar()
+        or 0.0
+    )
+
+
 def ids_where(connection: Connection, noun: str, **values: str) -> list[str]:
     """Of a kind, an app or an environment."""
     query = sa.select(named_objects.c.object_id).where(named_objects.c.noun == noun)

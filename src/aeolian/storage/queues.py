@@ -1,6 +1,7 @@
 """Items of Queues, numbered in the order of arrival; and until when each partition is kept."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -29,16 +30,27 @@ def last_seq(connection: Connection) -> int:
     return connection.execute(sa.select(sa.func.max(queue_items.c.seq))).scalar() or 0
 
 
-def sizes(connection: Connection) -> dict[tuple[str, bytes], int]:
-    """How many items each partition has."""
-    query = sa.select(queue_items.c.queue_id, queue_items.c.partition, sa.func.count()).group_by(
-        queue_items.c.queue_id, queue_items.c.partition
-    )
-    return {(queue_id, partition): count for queue_id, partition, count in connection.execute(query)}
+class PartitionSize(NamedTuple):
+    queue_id: str
+    partition: bytes
+    num_items: int
+    num_bytes: int
+    expires_at: float = 0.0
 
 
-def expiries(connection: Connection) -> dict[tuple[str, bytes], float]:
-    return {(row.queue_id, row.partition): row.expires_at for row in connection.execute(sa.select(queue_partitions))}
+def sizes(connection: Connection) -> list[PartitionSize]:
+    """Of all partitions that have items, and until when they are kept (0: not known)."""
+    items = sa.select(
+        queue_items.c.queue_id,
+        queue_items.c.partition,
+        sa.func.count().label("num_items"),
+        sa.func.sum(sa.func.length(queue_items.c.value)).label("num_bytes"),
+    ).group_by(queue_items.c.queue_id, queue_items.c.partition)
+    until = {(row.queue_id, row.partition): row.expires_at for row in connection.execute(sa.select(queue_partitions))}
+    return [
+        PartitionSize(queue_id, partition, num_items, int(num_bytes), until.get((queue_id, partition), 0.0))
+        for queue_id, partition, num_items, num_bytes in connection.execute(items)
+    ]
 
 
 def put(
@@ -80,10 +92,27 @@ def after(connection: Connection, queue_id: str, partition: bytes, seq: int, cou
     return [(row.seq, row.value) for row in connection.execute(query)]
 
 
-def clear(connection: Connection, queue_id: str, partition: bytes | None = None) -> None:
-    """One partition, or all of them."""
+def clear(connection: Connection, queue_id: str, partition: bytes | None = None) -> list[PartitionSize]:
+    """Of one partition, or of all of them; returns what was in them."""
+
+    def here(table: sa.Table) -> sa.ColumnElement[bool]:
+        is_queue = table.c.queue_id == queue_id
+        return is_queue if partition is None else is_queue & (table.c.partition == partition)
+
+    query = (
+        sa.select(queue_items.c.partition, sa.func.count(), sa.func.sum(sa.func.length(queue_items.c.value)))
+        .where(here(queue_items))
+        .group_by(queue_items.c.partition)
+    )
+    cleared = [PartitionSize(queue_id, key, num_items, int(size)) for key, num_items, size in connection.execute(query)]
     for table in (queue_items, queue_partitions):
-        here = table.c.queue_id == queue_id
-        if partition is not None:
-            here = here & (table.c.partition == partition)
-        connection.execute(table.delete().where(here))
+        connection.execute(table.delete().where(here(table)))
+    return cleared
+
+
+def forget_partitions(connection: Connection, now: float) -> None:
+    """Those whose time is over and that have no items."""
+    has_items = sa.exists().where(
+        queue_items.c.queue_id == queue_partitions.c.queue_id, queue_items.c.partition == queue_partitions.c.partition
+    )
+    connection.execute(queue_partitions.delete().where(queue_partitions.c.expires_at < now, ~has_items))

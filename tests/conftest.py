@@ -1,4 +1,4 @@
-"""A throwaway PostgreSQL server for the tests of this room, where its programs are installed."""
+"""Databases for tests: a file, and a throwaway PostgreSQL server where its programs are installed."""
 
 import glob
 import os
@@ -6,10 +6,14 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+
+from aeolian.storage import migrate
 
 
 def _program(name: str) -> str | None:
@@ -43,3 +47,22 @@ def postgresql_url() -> Iterator[str]:
             run(postgres, "-D", f"{folder}/db", "-m", "immediate", "-w", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path) -> Iterator[str]:
+    """The URL of a database that holds nothing yet, of each kind that Aeolian can use."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    server = migrate.normalized(request.getfixturevalue("postgresql_url"))
+    schema = f"test_{uuid.uuid4().hex}"
+    engine = sa.create_engine(server)
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"CREATE SCHEMA {schema}"))
+    try:
+        yield sa.make_url(server).update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(False)
+    finally:
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"DROP SCHEMA {schema} CASCADE"))
+        engine.dispose()
