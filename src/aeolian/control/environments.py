@@ -18,7 +18,8 @@ DEFAULT_NAME = "main"
 BUILDER_VERSION = "2025.06"
 BUILDER_VERSIONS = ("2023.12", "2024.04", "2024.10", "2025.06", "2026.10", "PREVIEW")
 OLD_SDKS_KNOW = ("2023.12", "2024.04", "2024.10", "2025.06", "PREVIEW")
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9-_.]{0,63}")
+NAME = re.compile(r"(?!en-)[a-zA-Z0-9][a-zA-Z0-9-_.]{0,63}", re.IGNORECASE)
+"""What begins like an environment's id could be mistaken for one."""
 WEB_SUFFIX = re.compile(r"[a-z0-9-]{0,32}")
 
 
@@ -124,10 +125,15 @@ class Environments:
         environment = self.resolve(name, caller)
         if environment.is_default:
             raise FailedPrecondition(f"'{environment.name}' is the default environment: it cannot be deleted")
-        for callback in self.when_deleted:
-            await callback(environment.id, caller.workspace)
-        await self._database.write(lambda c: storage.delete(c, environment.id))
-        self._by_name.pop(environment.name, None)
+        # From now on nothing can be made in it.
+        del self._by_name[environment.name]
+        try:
+            for callback in self.when_deleted:
+                await callback(environment.id, caller.workspace)
+            await self._database.write(lambda c: storage.delete(c, environment.id))
+        except BaseException:
+            self._by_name.setdefault(environment.name, environment)
+            raise
 
     def builder_version_for(self, environment: Environment, caller: Caller) -> str:
         """The environment's image builder version, as far as the caller's SDK knows it."""
@@ -150,7 +156,8 @@ class Environments:
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise InvalidArgument(
-            f"{name!r} cannot be the name of an environment: use up to 64 letters, digits, dashes, underscores and periods"
+            f"{name!r} cannot be the name of an environment: use up to 64 letters, digits, dashes, underscores and periods, "
+            "a letter or digit first, and not 'en-'"
         )
 
 
