@@ -9,6 +9,8 @@ from aeolian.domain.containers import ContainerSpec, MountSpec
 from aeolian.domain.functions import PoolSettings
 
 DEFAULT_BUILDER_VERSION = "2025.06"
+LAST_WITH_DEPENDENCIES = "2024.10"
+"""Images of later builder versions do not hold what the SDK depends on."""
 
 
 class Mounts(Protocol):
@@ -48,6 +50,7 @@ class ContainerSpecs:
         if settings.image_id:
             await self._images.wait_built(settings.image_id)
         env.update(self._own_env(settings, task_id))
+        builder_version = self.builder_version(settings)
         saved = self._images.saved_from(function_id) if settings.is_builder_function else ("", "")
         return (
             ContainerSpec(
@@ -62,8 +65,10 @@ class ContainerSpecs:
                 volumes=settings.volumes,
                 resources=settings.resources,
                 sdk_version=settings.sdk_version,
-                builder_version=self.builder_version(settings),
-                mount_client_dependencies=settings.mount_client_dependencies,
+                builder_version=builder_version,
+                # Clients that know an image only by its name or id do not know what it brings.
+                mount_client_dependencies=settings.mount_client_dependencies
+                or builder_version > LAST_WITH_DEPENDENCIES,
                 block_network=settings.block_network,
                 input_timeout_s=settings.timeout_s,
                 startup_timeout_s=settings.startup_timeout_s,
