@@ -1,5 +1,6 @@
 """Builders on a data directory of their own, the machine's shared bases, and registries on loopback."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -32,9 +33,16 @@ class Workbench:
         pythons = StandalonePythons(data_dir, interpreters)
         self.builder = ImageBuilder(self.store, self.content, interpreters, pythons, data_dir, **options)
         self.log = ""
+        self._said = asyncio.Event()
 
     def on_log(self, fd: int, text: str) -> None:
         self.log += text
+        self._said.set()
+
+    async def until_said(self, text: str) -> None:
+        while text not in self.log:
+            self._said.clear()
+            await self._said.wait()
 
     async def build(self, *lines: str, env=None, force=False, image_id="", **spec) -> StoredImage:
         """The image of these lines; `spec`: other fields of its ImageSpec."""

@@ -76,6 +76,10 @@ class Registry:
                 on_log(INFO, f"{error.message}: taking {reference} as it was pulled before ({kept.digest})\n")
                 return kept.image
             config = json.loads(await skopeo.inspect(digest, "--config", "--raw"))
+            if config.get("architecture", _architecture()) != _architecture():
+                raise NotFound(
+                    f"{reference} is not there for linux/{_architecture()}, only for linux/{config['architecture']}"
+                )
             on_log(INFO, f"{reference.name}@{digest}\n")
             names = await self._unpacked(skopeo, manifest, digest, folder, on_log)
             image = described(config.get("config") or {}, names)
@@ -206,8 +210,13 @@ def described(config: dict[str, Any], layers: list[str]) -> StoredImage:
     )
 
 
+def _architecture() -> str:
+    """This machine's, in the words of registries."""
+    return ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
 def _for_this_machine(index: dict[str, Any], reference: Reference) -> str:
-    wanted = ARCHITECTURES.get(platform.machine(), platform.machine())
+    wanted = _architecture()
     offered = []
     for entry in index.get("manifests", ()):
         place = entry.get("platform") or {}
