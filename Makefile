@@ -1,6 +1,6 @@
 # What can be done here; `make` alone lists it.
 BIN := .venv/bin
-CHECKED := src tests examples scripts/demo.py
+CHECKED := src tests examples benchmarks scripts/demo.py
 
 .PHONY: help setup setup-for-tests demo test test-slow bench docs format clean
 
@@ -27,7 +27,7 @@ test-slow: setup-for-tests ## Run the long tests too
 	$(BIN)/pytest -m "not gpu"
 
 bench: setup ## Measure, beside a server that does nothing
-	@$(BIN)/python benchmarks/run
+	@$(BIN)/python benchmarks/calls.py
 
 docs: setup ## Write the generated pages of docs/
 	$(BIN)/python -m aeolian.protocol.compatibility docs/compatibility.md
