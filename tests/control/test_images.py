@@ -519,9 +519,9 @@ async def test_a_build_function_runs_once_and_its_container_becomes_the_image(se
     await server.images.on_built(saved.image_id, saved.build_id, "", INFO)
     built, text = await server.end_of(image.image_id)
     assert built.status is Status.SUCCESS and text == "from the function\n"
+    worker.worker.image_ids.add(image.image_id)
     await server.images.wait_built(image.image_id)
     assert server.images.saved_from(function_id).image_id == ""
-    worker.worker.image_ids.add(image.image_id)
     assert (await server.ask_function(base.image_id)).status is Status.SUCCESS
     assert server.calls.started.empty()
 
@@ -534,11 +534,11 @@ async def test_a_build_function_that_raises_fails_the_build_with_its_traceback(s
         call_id,
         api_pb2.GenericResult.GENERIC_STATUS_FAILURE,
         exception="ValueError('no')",
-        traceback="Traceback (most recent call last): …",
+        traceback="Traceback (most recent call last): …\nValueError: no\n",
     )
     failed, _ = await server.end_of(image.image_id)
     assert failed.status is Status.FAILURE
-    assert failed.error == "Traceback (most recent call last): …\nValueError('no')"
+    assert failed.error == "Traceback (most recent call last): …\nValueError: no"
 
 
 async def test_a_build_function_that_takes_too_long_is_a_timeout(server, worker):

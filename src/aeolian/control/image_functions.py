@@ -85,9 +85,7 @@ class BuildFunctions:
 
 def _explained(result: api_pb2.GenericResult) -> tuple[str, Status]:
     """The failure as the client shows it: with the traceback where there is one."""
-    text = result.exception
-    if result.traceback:
-        text = result.traceback if result.exception in result.traceback else f"{result.traceback}\n{result.exception}"
+    text = result.traceback or result.exception
     status = Status(result.status)
     if status not in (Status.TERMINATED, Status.TIMEOUT):
         status = Status.FAILURE
