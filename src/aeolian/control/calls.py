@@ -273,6 +273,8 @@ class Calls:
             return
         if item.task_id != task_id and item.task_id:
             self._queue.cancel_running([item], terminate=False)
+        if message.result.status == api_pb2.GenericResult.GENERIC_STATUS_TERMINATED and not message.result.exception:
+            message.result.exception = f"input {message.input_id} was cancelled from inside its container"
         self.finish(item, message.result, message, task_id=task_id)
         self._journal.after_commit(done)
 

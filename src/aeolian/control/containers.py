@@ -436,6 +436,8 @@ class Containers:
         pool.not_before = self._clock.monotonic() + min(MAX_BACKOFF_S, BACKOFF_S ** (pool.num_failed_starts - 1))
         if pool.num_queued and pool.num_failed_starts < MAX_START_FAILURES:
             pool.not_before = 0.0
+        if any(other.takes_inputs for other in pool.containers.values()):
+            return  # others of its kind are up, and serve the queue
         if task_result:
             result = api_pb2.GenericResult.FromString(task_result)
             self._calls.fail(list(pool.queue), result, container.task_id)

@@ -58,7 +58,7 @@ class WorkerContainer:
         self._send = send
         self._on_ended = on_ended
         self._on_gone = on_gone
-        self._inputs = ContainerInputs(spec, send, self._asked_first, self._stuck)
+        self._inputs = ContainerInputs(spec, send, self._asked_first, self._stuck, self._has_done_all)
         self._pump = LogPump(logs, spec.task_id, self._inputs.current)
         self._running: RunningContainer | None = None
         self._stop_reason = ""
@@ -126,8 +126,7 @@ class WorkerContainer:
             if self.spec.is_server or (not self._inputs.is_busy and self.state is not ContainerState.RUNNING):
                 self._interrupt(STOP_GRACE_S)
             elif not self._inputs.is_busy:
-                # The kill switch ends it; a container that does not ask any more is interrupted.
-                self._later(STOP_GRACE_S, self._interrupt, STOP_GRACE_S)
+                self._has_done_all()  # if it asks no more, it cannot be told
             return
         self._inputs.drain()
         if not command.graceful or self._running is None:
@@ -223,6 +222,8 @@ class WorkerContainer:
         pumping = asyncio.create_task(self._pump.run(running.stdout, running.stderr))
         try:
             exit = await running.wait()
+            if self._inputs.is_letting_go:
+                self._stop_reason = self._stop_reason or "it ended to let go of an input that was cancelled"
             await self._pump.finish(pumping, PUMP_GRACE_S)
         finally:
             pumping.cancel()
@@ -274,6 +275,10 @@ class WorkerContainer:
 
     # ---- ending it --------------------------------------------------------------------------------------
 
+    def _has_done_all(self) -> None:
+        """The kill switch ends it, after its exit hooks; a thread that lingers, or a hook that hangs, is cut off."""
+        self._later(STOP_GRACE_S, self._interrupt, STOP_GRACE_S)
+
     def _stuck(self, reason: str) -> None:
         self._stop_reason = self._stop_reason or reason
         self._pump.say(f"this container is ended: {reason}")
@@ -283,6 +288,10 @@ class WorkerContainer:
     def _start_timed_out(self) -> None:
         self._stop_reason = f"it was not ready after {self.spec.startup_timeout_s:g} s (`startup_timeout`)"
         self._pump.say(f"this container is ended: {self._stop_reason}")
+        self._task_result = api_pb2.GenericResult(
+            status=api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT,
+            exception=f"container {self.task_id} was ended: {self._stop_reason}",
+        ).SerializeToString()
         self._kill()
 
     def _interrupt(self, grace_s: float) -> None:

@@ -6,6 +6,7 @@ the inputs to another container.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
@@ -22,13 +23,23 @@ log = logging.getLogger(__name__)
 
 HOLD_S = 25.0
 """How long a request for inputs is held; the container asks again at once."""
-HEARTBEAT_HOLD_S = 10.0
-"""The SDK gives a heartbeat 15 s."""
+HEARTBEAT_HOLD_S = 14.0
+"""The SDK gives a heartbeat 15.1 s, and begins one every 15 s: between two of them it hears of no cancellation."""
 AHEAD_WAIT_S = 0.15
 """Inputs assigned ahead go back when the one before them takes longer than this."""
 CANCEL_GRACE_S = 10.0
 MAX_UNACKED = 2000
+MAX_UNACKED_BYTES = 64 << 20
+"""Beyond either, containers wait until the server has stored their outputs."""
 REPLIES_KEPT = 4
+
+
+@dataclass
+class _Batch:
+    """Inputs that were handed out together."""
+
+    is_cancelled: bool = False
+    """One of them was: the SDK ends them all."""
 
 
 @dataclass
@@ -36,6 +47,7 @@ class _Held:
     retry_count: int
     started_at: float
     call_id: str
+    batch: _Batch
     deadline: asyncio.TimerHandle | None = None
 
 
@@ -46,12 +58,17 @@ class ContainerInputs:
         send: Callable[[Event], None],
         on_first_request: Callable[[], None],
         on_stuck: Callable[[str], None],
+        on_last: Callable[[], None],
     ):
-        """`on_stuck(reason)`: the container does not let go of an input that was cancelled or timed out."""
+        """`on_stuck(reason)`: the container does not let go of an input that was cancelled or timed out.
+
+        `on_last()`: it has nothing left to do, and knows that no more is to come.
+        """
         self._spec = spec
         self._send = send
         self._on_first_request = on_first_request
         self._on_stuck = on_stuck
+        self._on_last = on_last
         self._loop = asyncio.get_running_loop()
         self._held: dict[str, _Held] = {}
         self._ahead: deque[tuple[HeldInput, bytes]] = deque()
@@ -63,18 +80,19 @@ class ContainerInputs:
         self._replies: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
         self._unacked: OrderedDict[int, tuple[bytes, ...]] = OrderedDict()
         self._unacked_ids: dict[int, tuple[HeldInput, ...]] = {}
+        self._unacked_bytes = 0
         self._outputs_seq = 0
         self._room = asyncio.Event()
         self._room.set()
         self._all_acked = asyncio.Event()
         self._all_acked.set()
-        self._cancelled: set[str] = set()
-        """Cancelled inputs that the container has not been told of."""
-        self._ending: dict[str, asyncio.TimerHandle] = {}
-        """Cancelled inputs that the container still works on."""
+        self._ending: dict[HeldInput, asyncio.TimerHandle] = {}
+        """Inputs that were cancelled or timed out, and that the container still works on."""
         self._told = asyncio.Event()
+        """Set while the container has something to let go of, and after its end."""
         self._has_asked = False
         self._num_begun = 0
+        self._is_last_given = self._has_told_last = False
         self.has_succeeded = False
         """An input came to a good end."""
         self.is_draining = False
@@ -99,9 +117,9 @@ class ContainerInputs:
             first = next(iter(self._unacked))
             if first > seq:
                 break
-            del self._unacked[first]
+            self._unacked_bytes -= sum(map(len, self._unacked.pop(first)))
             self._unacked_ids.pop(first, None)
-        if len(self._unacked) < MAX_UNACKED:
+        if len(self._unacked) < MAX_UNACKED and self._unacked_bytes < MAX_UNACKED_BYTES:
             self._room.set()
         if not self._unacked:
             self._all_acked.set()
@@ -121,7 +139,7 @@ class ContainerInputs:
         self._return_ahead()
         self._want = None
         if self._request is not None:
-            self._reply(_KILL_SWITCH)
+            self._reply_last()
 
     def repeat(self) -> None:
         """After a reconnection: outputs that may not have arrived."""
@@ -150,6 +168,11 @@ class ContainerInputs:
     @property
     def is_busy(self) -> bool:
         return bool(self._held)
+
+    @property
+    def is_letting_go(self) -> bool:
+        """Whether the container was told to stop working on something, and has not said that it did."""
+        return bool(self._ending)
 
     def current(self) -> tuple[str, str]:
         """(input id, call id), if there is exactly one."""
@@ -204,7 +227,7 @@ class ContainerInputs:
         timer = self._loop.call_later(HOLD_S, self._hold_is_over, future)
         future.add_done_callback(lambda _: timer.cancel())
         if self.is_draining:
-            self._reply(_KILL_SWITCH)
+            self._reply_last()
         elif self._ahead:
             self._hand_out()
         elif self._want is None:
@@ -223,21 +246,32 @@ class ContainerInputs:
         if not future.done():
             future.set_result(raw)
 
+    def _reply_last(self) -> None:
+        self._reply(_KILL_SWITCH)
+        self._is_last_given = True
+        self._tell_if_done()
+
+    def _tell_if_done(self) -> None:
+        if self._is_last_given and not self._held and not self._has_told_last:
+            self._has_told_last = True
+            self._on_last()
+
     def _hand_out(self) -> None:
         """Answer the open request from what is there."""
         if self._request is None or not self._ahead:
             return
         max_items, _ = self._request
         response = api_pb2.FunctionGetInputsResponse()
-        now = time.time()
+        now, batch = time.time(), _Batch()
         while self._ahead and len(response.inputs) < max_items:
             report, raw = self._ahead.popleft()
             item = response.inputs.add()
             item.MergeFromString(raw)
-            held = _Held(report.retry_count, now, item.function_call_id)
+            held = _Held(report.retry_count, now, item.function_call_id, batch)
             held.deadline = self._loop.call_later(self._spec.input_timeout_s, self._timed_out, item.input_id)
             self._held[item.input_id] = held
             self._num_begun += 1
+            self._is_last_given |= item.input.final_input
         self._reply(response.SerializeToString())
         if self._ahead_timer is not None:
             self._ahead_timer.cancel()
@@ -253,19 +287,25 @@ class ContainerInputs:
     async def FunctionPutOutputs(self, raw: bytes, key: str) -> bytes:
         request = parsed(api_pb2.FunctionPutOutputsRequest, raw)
         await self._room.wait()
-        kept = []
+        kept, returned = [], []
         for item in request.outputs:
-            if (timer := self._ending.pop(item.input_id, None)) is not None:
-                timer.cancel()
+            report = HeldInput(item.input_id, item.retry_count)
+            self._has_let_go(report)
             held = self._held.get(item.input_id)
             if held is None or held.retry_count != item.retry_count:
                 continue  # cancelled or timed out meanwhile, or a repetition
             del self._held[item.input_id]
             if held.deadline is not None:
                 held.deadline.cancel()
+            if held.batch.is_cancelled and item.result.status == api_pb2.GenericResult.GENERIC_STATUS_TERMINATED:
+                returned.append(report)  # it was not this one that was cancelled
+                continue
             kept.append(item)
             self.has_succeeded |= item.result.status == api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
+        if returned:
+            self._send(ReturnInputs(self._spec.task_id, tuple(returned)))
         self._put(kept)
+        self._tell_if_done()
         return b""
 
     def _put(self, items: list[api_pb2.FunctionPutOutputsItem]) -> None:
@@ -274,25 +314,26 @@ class ContainerInputs:
         self._outputs_seq += 1
         raw = tuple(item.SerializeToString() for item in items)
         self._unacked[self._outputs_seq] = raw
+        self._unacked_bytes += sum(map(len, raw))
         self._unacked_ids[self._outputs_seq] = tuple(HeldInput(item.input_id, item.retry_count) for item in items)
         self._all_acked.clear()
-        if len(self._unacked) >= MAX_UNACKED:
+        if len(self._unacked) >= MAX_UNACKED or self._unacked_bytes >= MAX_UNACKED_BYTES:
             self._room.clear()
         self._send(Outputs(self._spec.task_id, self._outputs_seq, raw))
 
     async def ContainerHeartbeat(self, raw: bytes, key: str) -> bytes:
-        """Held for a while; answered at once when there is something to cancel."""
-        if not self._cancelled:
-            try:
-                async with asyncio.timeout(HEARTBEAT_HOLD_S):
-                    await self._told.wait()
-            except TimeoutError:
-                pass
-        self._told.clear()
-        cancelled, self._cancelled = self._cancelled, set()
+        """Held for a while; answered at once while there is something to let go of.
+
+        The SDK passes over inputs that it has not begun, so it is told until it has let go. It asks once a second.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEARTBEAT_HOLD_S):
+                await self._told.wait()
         response = api_pb2.ContainerHeartbeatResponse()
-        if cancelled:
-            response.cancel_input_event.input_ids.extend(sorted(cancelled))
+        # A later attempt of the same input may have begun here: the id would end that one.
+        ids = {report.input_id for report in self._ending} - self._held.keys()
+        if ids:
+            response.cancel_input_event.input_ids.extend(sorted(ids))
         return response.SerializeToString()
 
     # ---- ends of inputs ---------------------------------------------------------------------------------
@@ -320,12 +361,20 @@ class ContainerInputs:
         """Tell the container to stop working on an input; end it when it does not."""
         if held.deadline is not None:
             held.deadline.cancel()
-        self._cancelled.add(input_id)
+        held.batch.is_cancelled = True
+        report = HeldInput(input_id, held.retry_count)
+        self._ending[report] = self._loop.call_later(CANCEL_GRACE_S, self._did_not_let_go, report, reason)
         self._told.set()
-        self._ending[input_id] = self._loop.call_later(CANCEL_GRACE_S, self._did_not_let_go, input_id, reason)
 
-    def _did_not_let_go(self, input_id: str, reason: str) -> None:
-        if self._ending.pop(input_id, None) is not None:
+    def _has_let_go(self, report: HeldInput) -> None:
+        if (timer := self._ending.pop(report, None)) is not None:
+            timer.cancel()
+            if not self._ending:
+                self._told.clear()
+
+    def _did_not_let_go(self, report: HeldInput, reason: str) -> None:
+        if report in self._ending:
+            self._has_let_go(report)
             self._on_stuck(reason)
 
 
