@@ -1,6 +1,6 @@
 """Classes and unusual Functions, driven by the official client."""
 
-CLASSES = '''
+CLASSES = """
 import asyncio
 import os
 import traceback
@@ -169,7 +169,7 @@ def main():
         except Exception as error:
             print("unexpected", type(error), error)
     print("all is well")
-'''
+"""
 
 
 def test_each_parameter_value_has_its_own_containers_and_hooks_run_around_them(aeolian, tmp_path):
@@ -313,7 +313,17 @@ def test_packages_siblings_and_added_sources_are_importable_in_containers(aeolia
     (tmp_path / "apart/__init__.py").write_text("def said():\n    return 'apart'\n")
     (tmp_path / "sibling.py").write_text("def said():\n    return 'sibling'\n")
     output = aeolian.modal(
-        "run", "-m", "shop.parts.app::main", "--count", "3", "--factor", "1e3", "--flag", "--when", "2026-01-02", cwd=tmp_path
+        "run",
+        "-m",
+        "shop.parts.app::main",
+        "--count",
+        "3",
+        "--factor",
+        "1e3",
+        "--flag",
+        "--when",
+        "2026-01-02",
+        cwd=tmp_path,
     )
     assert "main 3 1000.0 True 2026-01-02T00:00:00 plain (('helped', 3), 3, 'shop.parts.app', 'apart')" in output
     output = aeolian.modal("run", "-m", "shop.parts.app::show", "--x", "5", cwd=tmp_path)
@@ -324,7 +334,7 @@ def test_packages_siblings_and_added_sources_are_importable_in_containers(aeolia
     assert "main sibling" in aeolian.modal("run", "script.py", cwd=tmp_path)
 
 
-PACKAGED = '''
+PACKAGED = """
 from datetime import datetime
 
 import modal
@@ -351,9 +361,9 @@ def show(x: int = 4):
 @app.local_entrypoint()
 def main(count: int, factor: float = 2.5, flag: bool = False, when: datetime = None, name: str = "plain"):
     print("main", count, factor, flag, when.isoformat(), name, told.remote(count))
-'''
+"""
 
-SCRIPT = '''
+SCRIPT = """
 import modal
 import sibling
 
@@ -368,9 +378,9 @@ def told():
 @app.local_entrypoint()
 def main():
     print("main", told.remote())
-'''
+"""
 
-LOOKED_UP = '''
+LOOKED_UP = """
 import os
 
 import modal
@@ -420,9 +430,9 @@ class Model:
     @modal.method()
     def count(self, n):
         yield from range(n)
-'''
+"""
 
-LOOKS_UP = '''
+LOOKS_UP = """
 import modal
 
 hello = modal.Function.from_name("looked-up", "hello")
@@ -494,7 +504,7 @@ for attempt, *expected in (
     for text in expected:
         assert text in said, f"{text!r} is not in {said!r}"
 print("all is well")
-'''
+"""
 
 
 def test_functions_and_classes_are_found_by_name_across_versions_and_environments(aeolian, tmp_path):
