@@ -9,7 +9,7 @@ the cache gets an id of its own: what runs on the old one stays on it, and what 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -245,7 +245,7 @@ class Images:
 
     async def describe(self, image_ids: set[str], caller: Caller) -> dict[str, api_pb2.Object]:
         """Those of these ids that exist (see `dependencies`)."""
-        found = await self._database.read(lambda c: storage.get_many(c, image_ids))
+        found = await self._many(image_ids)
         return {
             image.image_id: api_pb2.Object(object_id=image.image_id)
             for image in found
@@ -258,7 +258,7 @@ class Images:
         wanted = [image_id]
         await self.get(image_id, caller)
         while wanted and len(chain) < MAX_CHAIN:
-            for image in await self._database.read(lambda c, ids=tuple(wanted): storage.get_many(c, ids)):
+            for image in await self._many(wanted):
                 chain.pop(image.image_id, None)
                 chain[image.image_id] = image
             wanted = [base_id for one in wanted if one in chain for base_id in chain[one].base_image_ids]
@@ -333,6 +333,9 @@ class Images:
         return SavedFrom(build.image.image_id, build.image.build_id) if build is not None else SavedFrom()
 
     # ---- inside -----------------------------------------------------------------------------------------
+
+    async def _many(self, image_ids: Iterable[str]) -> list[Image]:
+        return await self._database.read(lambda c: storage.get_many(c, image_ids))
 
     def _is_at_hand(self, image_id: str) -> bool:
         """Whether a worker has it; while none is connected, it is taken to be where it was."""
