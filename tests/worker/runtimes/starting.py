@@ -50,12 +50,13 @@ class Started:
 
 
 class Place:
-    """A data directory with the small image, and a runtime that is open."""
+    """A data directory with the small image (`rootfs`; None: it is there already), and a runtime that is open."""
 
-    def __init__(self, data_dir: Path, rootfs: Path):
+    def __init__(self, data_dir: Path, rootfs: Path | None):
         self.data_dir = data_dir
         self.images = ImageStore(data_dir)
-        put_small_image(self.images, rootfs)
+        if rootfs is not None:
+            put_small_image(self.images, rootfs)
         self.sdk = SdkStore(data_dir, Interpreters(data_dir))
         self.started: list[Started] = []
         self._numbers = itertools.count(1)
