@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 KEEP_S = 30.0
 SWEEP_S = 5.0
+DELETE_S = 60.0
+"""How often expired calls are looked for in the database."""
 EXPIRY_SYNC_S = 3600.0
 EXPIRY_NESTED_S = 24 * 3600.0
 EXPIRY_ASYNC_S = 7 * 24 * 3600.0
@@ -89,6 +91,7 @@ class CallMemory:
     def keep(self, call: Call) -> None:
         """A new call."""
         self._calls[call.call_id] = call
+        call.used_at = self._clock.monotonic()
         self.rest(call)
 
     def forget(self, call: Call) -> None:
@@ -117,19 +120,21 @@ class CallMemory:
         call = call_of(row)
         for mark in marks:
             call.finished_before(mark.idx, mark.seq)
-        call.used_at = self._clock.monotonic()
         self.keep(call)
         return call
 
     # ---- leaving it -------------------------------------------------------------------------------------
 
     async def _sweep_loop(self) -> None:
+        deleted_at = self._clock.monotonic()
         while True:
             await asyncio.sleep(SWEEP_S)
             try:
                 for call in self.leave():
                     await self._empty(call)
-                await self._delete_expired()
+                if self._clock.monotonic() - deleted_at >= DELETE_S:
+                    deleted_at = self._clock.monotonic()
+                    await self._delete_expired()
             except Exception:
                 log.exception("finished calls could not be swept")
 

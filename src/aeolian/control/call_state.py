@@ -136,7 +136,8 @@ class Call:
         self.waiters: set[asyncio.Future] = set()
         self.num_changes = 0
         """How often waiters were woken: what is read meanwhile may have missed a change."""
-        self.used_at = created_at
+        self.used_at = 0.0
+        """When somebody asked for it last, on the monotonic clock."""
 
     @property
     def num_unfinished(self) -> int:

@@ -169,9 +169,8 @@ class Calls:
         if call.is_cancelled or call.is_dropped:
             raise FailedPrecondition(f"call {call_id} was cancelled: it takes no more inputs")
         self._functions.check_callable(call.function_id, caller)
-        fresh = [item for item in inputs if call.mark_of(item[0]) == UNKNOWN]
-        self._check_inputs(call.function_id, fresh)
-        await self._take(call, fresh)
+        self._check_inputs(call.function_id, inputs)
+        await self._take(call, inputs)
 
     async def retry_inputs(
         self, call_id: str, caller: Caller, items: Sequence[tuple[int, bytes, int]]
