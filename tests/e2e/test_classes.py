@@ -10,7 +10,7 @@ import modal
 app = modal.App("classes")
 
 
-@app.cls(max_containers=3)
+@app.cls(max_containers=1)
 class Counter:
     name: str = modal.parameter()
     step: int = modal.parameter(default=1)
@@ -132,7 +132,7 @@ def main():
     assert one.name == "one" and two.flag is True
     here = Counter(name="here", step=5)
     assert [here.add.local(), here.add.local()] == [5, 10] and here.notes[0] == "enter"
-    several = Counter(name="several")
+    several = Counter.with_options(max_containers=3)(name="several")
     assert len(list(several.add.map(range(20)))) == 20
     call = two.add.spawn(1)
     assert modal.FunctionCall.from_id(call.object_id).get() == 40
