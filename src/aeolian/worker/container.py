@@ -63,6 +63,7 @@ class WorkerContainer:
         self._running: RunningContainer | None = None
         self._stop_reason = ""
         self._is_killed = False
+        self._has_said_hello = False
         self._task_result = b""
         self._timers: list[asyncio.TimerHandle] = []
         self._start_timer: asyncio.TimerHandle | None = None
@@ -123,18 +124,27 @@ class WorkerContainer:
         self._stop_reason = self._stop_reason or command.reason or "it was stopped"
         if command.drain:
             self._inputs.drain()
-            if self.spec.is_server or (not self._inputs.is_busy and self.state is not ContainerState.RUNNING):
+            if self.spec.is_server:
                 self._interrupt(STOP_GRACE_S)
+            elif self.state is not ContainerState.RUNNING:
+                self._end_idle()
             elif not self._inputs.is_busy:
                 self._has_done_all()  # if it asks no more, it cannot be told
             return
         self._inputs.drain()
-        if not command.graceful or self._running is None:
+        if not command.graceful:
             self._kill()
-        elif self.state is ContainerState.RUNNING and not self._inputs.is_busy and not self.spec.is_server:
-            self._later(IDLE_GRACE_S, self._interrupt, STOP_GRACE_S)  # the kill switch ends it, without a traceback
-        else:
+        elif self._inputs.is_busy or self.spec.is_server:
             self._interrupt(STOP_GRACE_S)
+        else:
+            self._end_idle()
+
+    def _end_idle(self) -> None:
+        """Nothing is lost: without a traceback in the logs, by the kill switch where it will ask for inputs."""
+        if self._has_said_hello:
+            self._later(IDLE_GRACE_S, self._interrupt, STOP_GRACE_S)
+        else:
+            self._kill()  # no line of user code has run yet
 
     def report(self) -> ContainerReport:
         inputs = self._inputs
@@ -259,6 +269,8 @@ class WorkerContainer:
     # ---- what the container says ------------------------------------------------------------------------
 
     async def ContainerHello(self, raw: bytes, key: str) -> bytes:
+        """Sent before user code is imported."""
+        self._has_said_hello = True
         return b""
 
     async def TaskResult(self, raw: bytes, key: str) -> bytes:
