@@ -20,6 +20,8 @@ from aeolian.domain.errors import InvalidArgument
 
 READY_PROBE_S = 0.05
 SLOW_START_S = 15.0
+WORKER_END_S = 30.0
+"""What a worker may take beyond the drain: to end what is left, and to hand over outputs and logs."""
 
 
 def prepare(
@@ -34,6 +36,7 @@ def prepare(
     tls_certificate: Path | None,
     tls_key: Path | None,
     serve_network_without_tls: bool,
+    drain_s: float,
     log_level: str,
 ) -> tuple[Settings, DataLock, socket.socket, socket.socket]:
     """Check everything that can be wrong, take the data directory and the ports; nothing runs yet.
@@ -63,6 +66,7 @@ def prepare(
             database_url=database_url,
             tls_certificate=tls_certificate and tls_certificate.expanduser().absolute(),
             tls_key=tls_key and tls_key.expanduser().absolute(),
+            drain_s=drain_s,
             log_level=log_level,  # type: ignore[arg-type]
         )
         tls_context(settings, ["h2"])
@@ -72,7 +76,7 @@ def prepare(
         raise
 
 
-def processes(settings: Settings, grpc: socket.socket, http: socket.socket, drain_s: float) -> list[ChildSpec]:
+def processes(settings: Settings, grpc: socket.socket, http: socket.socket) -> list[ChildSpec]:
     """What `aeolian up` keeps running, in the order of starting; stopped from the last to the first.
 
     The worker ends first, while the server still takes its outputs and logs.
@@ -93,7 +97,7 @@ def processes(settings: Settings, grpc: socket.socket, http: socket.socket, drai
             "worker",
             (*python, "aeolian.cli.worker", "--config", config),
             death_signal=signal.SIGTERM,
-            stop_s=drain_s,
+            stop_s=settings.drain_s + WORKER_END_S,
         ),
     ]
 
@@ -191,13 +195,13 @@ async def _until_it_answers(settings: Settings) -> None:
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.pass_obj
-def up(data_dir: Path, drain_s: float, **options) -> None:
+def up(data_dir: Path, **options) -> None:
     """Start Aeolian on this machine, in the foreground."""
     settings, lock, grpc, http = prepare(data_dir=data_dir, **options)
     terminal = Terminal(settings.data_dir / "logs")
     try:
         save(settings)
-        asyncio.run(supervise(settings, processes(settings, grpc, http, drain_s), terminal))
+        asyncio.run(supervise(settings, processes(settings, grpc, http), terminal))
         terminal.say("stopped")
     finally:
         terminal.close()

@@ -36,12 +36,11 @@ from aeolian.worker.volumes import WorkerVolumes
 log = logging.getLogger(__name__)
 
 TOKEN_WAIT_S = 30.0
-DRAIN_S = 50.0
-"""Less than what the supervisor gives it."""
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, then let containers end."""
+    """Serve until SIGTERM, then let containers finish what they hold: not when it is the supervisor that has died."""
+    supervisor = os.getppid()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -77,7 +76,7 @@ async def serve(settings: Settings) -> None:
         gc.collect()
         gc.freeze()
         await stop.wait()
-        await agent.close(DRAIN_S)
+        await agent.close(settings.drain_s if os.getppid() == supervisor else 0.0)
     finally:
         await volumes.close()
         await runtime.close()
@@ -124,7 +123,9 @@ def _worker_id(data_dir: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
         return path.read_text()
     worker_id = f"wo-{secrets.token_hex(11)}"
-    path.write_text(worker_id)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(worker_id)
+    fresh.replace(path)
     return worker_id
 
 
