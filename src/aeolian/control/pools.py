@@ -30,7 +30,7 @@ AHEAD_MAX = 8
 AHEAD_BELOW_S = 0.01
 """Inputs that take less than this on average are assigned a few at a time."""
 AVERAGE_SHARE = 0.2
-FORGET_EMPTY_S = 600.0
+READ_AGAIN_S = 1.0
 
 
 class Pool:
@@ -315,19 +315,34 @@ class Pools:
             task.add_done_callback(self._tasks.discard)
 
     async def _read_and_send(self, container: Container, want: Want, items: list[Input]) -> None:
+        """Meanwhile inputs may be cancelled, and the container may be lost."""
+        attempts = [item.retry_count for item in items]
+        payloads: list[bytes] = []
         try:
             payloads = await self.payloads_of(items)
         except Exception:
             log.exception("payloads of queued inputs could not be read; they are queued again")
-            for item in items:
-                container.held.pop(item.key, None)
-                item.task_id, item.started_at = "", 0.0
+            await asyncio.sleep(READ_AGAIN_S)
+        left = [
+            item
+            for item, attempt in zip(items, attempts, strict=True)
+            if not item.finished and item.task_id == container.task_id and item.retry_count == attempt
+        ]
+        if payloads and left:
+            kept = {item.key: payload for item, payload in zip(items, payloads, strict=True)}
+            self._send(container, want, left, [kept[item.key] for item in left])
+            return
+        for item in left:
+            container.held.pop(item.key, None)
+            item.task_id, item.started_at = "", 0.0
+        container.num_given -= len(items)
+        container.is_last = False
+        if container.want is None and container.state is ContainerState.RUNNING:
             container.want = want
             self._mark_idle(container)
-            await asyncio.sleep(1)
-            self.enqueue([item for item in items if not item.finished], front=True)
-            return
-        self._send(container, want, items, payloads)
+        if (pool := self._pools.get(container.function_id)) is not None:
+            self.enqueue(left, front=True)
+            self.dispatch(pool)
 
     def _send(self, container: Container, want: Want, items: list[Input], payloads: list[bytes]) -> None:
         messages = []
