@@ -39,6 +39,10 @@ def pool(**changes) -> PoolView:
         pytest.param(pool(num_queued=100, num_ready=2, input_s=0.001), 0, id="and no more"),
         pytest.param(pool(num_queued=100, num_ready=2, input_s=1.0), 2, id="long ones get twice as many each time"),
         pytest.param(pool(num_queued=100, num_ready=8, input_s=1.0), 8, id="doubled again"),
+        pytest.param(
+            pool(num_queued=100, num_ready=2, num_starting=2, input_s=1.0), 0, id="only once the last ones are there"
+        ),
+        pytest.param(pool(num_queued=100, num_starting=2, input_s=1.0), 0, id="or the very first ones"),
         pytest.param(pool(num_queued=3, num_ready=8, input_s=100.0), 3, id="never more than inputs wait"),
         pytest.param(pool(num_queued=100, slots=50, input_s=10.0), 2, id="as many as the slots need"),
         pytest.param(pool(num_queued=100, num_ready=2, input_s=1.0, max_containers=3), 1, id="up to the maximum"),

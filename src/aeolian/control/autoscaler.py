@@ -61,7 +61,8 @@ def _num_to_start(pool: PoolView, num_cores: int) -> int:
         wanted = min(needed, max(0, num_cores - working))
         queue_s = waiting * pool.input_s / (max(1, working) * pool.slots)
         if needed > wanted and (working == 0 or queue_s > pool.start_s):
-            wanted = min(needed, max(wanted, working, num_cores))
+            as_many_again = max(pool.num_ready + pool.num_finishing, num_cores) - pool.num_starting
+            wanted = min(needed, max(wanted, as_many_again))
     floor = pool.min_containers
     if pool.buffer_containers and (pool.num_queued or pool.num_running_inputs):
         busy = math.ceil((pool.num_queued + pool.num_running_inputs) / pool.slots)
