@@ -14,8 +14,8 @@ from aeolian.domain.images import ImageSpec
 from aeolian.storage.files import ContentStore
 from aeolian.worker import mounting
 from aeolian.worker.images.builder import ImageBuilder
+from aeolian.worker.images.mode import WHOLE
 from aeolian.worker.images.registry import Registry, RegistryUnreachable
-from aeolian.worker.images.steps import Mode
 from aeolian.worker.images.store import ImageStore, StoredImage
 from aeolian.worker.interpreters import Interpreters, StandalonePythons
 
@@ -100,4 +100,4 @@ def bench(shared_data_dir, offline):
     """Of one data directory for the tests of a module, so that its base is put there once."""
     if reason := why_no_roots(shared_data_dir):
         pytest.skip(reason)
-    return Workbench(shared_data_dir, mode=Mode("whole"))
+    return Workbench(shared_data_dir, mode=WHOLE)

@@ -7,7 +7,8 @@ import pytest
 
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound
 from aeolian.domain.images import ContextFile
-from aeolian.worker.images.steps import Mode, StepFailed
+from aeolian.worker.images.mode import WHOLE
+from aeolian.worker.images.steps import StepFailed
 
 from .conftest import DEBIAN, Workbench
 
@@ -236,14 +237,14 @@ class Counter:
 @pytest.fixture
 def own_bench(tmp_path, bench):
     """With an empty cache."""
-    return Workbench(tmp_path / "own", mode=Mode("whole"))
+    return Workbench(tmp_path / "own", mode=WHOLE)
 
 
 async def test_equal_steps_run_once_over_images_and_restarts(own_bench):
     counter = Counter(own_bench, "equal")
     first = await own_bench.build(DEBIAN, counter.step)
     second = await own_bench.build(DEBIAN, counter.step, "ENV A=1")
-    restarted = Workbench(own_bench.data_dir, mode=Mode("whole"))
+    restarted = Workbench(own_bench.data_dir, mode=WHOLE)
     third = await restarted.build(DEBIAN, counter.step, "ENV A=2")
     assert counter.value() == 1
     assert first.layers == second.layers == third.layers

@@ -9,7 +9,7 @@ import pytest
 
 from aeolian.domain.errors import FailedPrecondition, NotFound, PermissionDenied
 from aeolian.domain.images import RegistryAccess
-from aeolian.worker.images.steps import Mode
+from aeolian.worker.images.mode import WHOLE
 
 from .conftest import Workbench, why_no_roots
 from .registries import LoopbackRegistry, tar_layer, write_layout
@@ -67,7 +67,7 @@ def puller(tmp_path):
     """A builder that may reach registries."""
     if reason := why_no_roots(tmp_path):
         pytest.skip(reason)
-    return Workbench(tmp_path / "own", mode=Mode("whole"))
+    return Workbench(tmp_path / "own", mode=WHOLE)
 
 
 async def test_layers_and_configuration_are_taken_over(puller, registry, tmp_path):
@@ -127,7 +127,7 @@ async def test_an_image_pulled_before_serves_while_its_registry_is_away(puller, 
     name = own.name("app:1")
     before = await puller.build(f"FROM {name}", image_id="im-1")
     own.stop()
-    again = Workbench(puller.data_dir, mode=Mode("whole"))
+    again = Workbench(puller.data_dir, mode=WHOLE)
     after = await again.build(f"FROM {name}", image_id="im-2")
     assert after.layers == before.layers
     assert "as it was pulled before" in again.log

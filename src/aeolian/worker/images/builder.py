@@ -8,16 +8,19 @@ import msgspec
 
 from aeolian.domain.images import ImageSpec
 from aeolian.storage.files import ContentStore
-from aeolian.worker.images.bases import RootBases
+from aeolian.worker.images.bases import Bases, RootBases
 from aeolian.worker.images.build import Build, Tools
 from aeolian.worker.images.debian import DebianBases
 from aeolian.worker.images.layers import LayerMaker
 from aeolian.worker.images.machine_cache import MachineCache, default_cache_folder
+from aeolian.worker.images.mode import Mode, find_mode
+from aeolian.worker.images.over_host import CheckedWorkshop, HostBases
+from aeolian.worker.images.portable import PortableWorkshop
 from aeolian.worker.images.registry import Registry
 from aeolian.worker.images.stand_ins import PackagedBases
-from aeolian.worker.images.steps import INFO, WHOLE, Mode, OnLog, StepRunner
+from aeolian.worker.images.steps import INFO, OnLog, StepRunner
 from aeolian.worker.images.store import ImageStore, StoredImage
-from aeolian.worker.images.workshop import ViewWorkshop
+from aeolian.worker.images.workshop import ViewWorkshop, Workshop
 from aeolian.worker.interpreters import Interpreters, StandalonePythons
 
 
@@ -57,6 +60,7 @@ class ImageBuilder:
         self._layers = LayerMaker(store)
         self._tools: Tools | None = None
         self._opening = asyncio.Lock()
+        store.clear_leftovers()
 
     async def build(
         self, image_id: str, spec: ImageSpec, env: dict[str, str], on_log: OnLog, *, force: bool = False
@@ -84,14 +88,20 @@ class ImageBuilder:
     async def _opened(self) -> Tools:
         async with self._opening:
             if self._tools is None:
-                await asyncio.to_thread(self._store.clear_leftovers)
-                self._tools = self._tools_for(self._mode or WHOLE)
+                self._tools = self._tools_for(self._mode or await find_mode(self._data_dir / "builds" / "probe"))
             return self._tools
 
     def _tools_for(self, mode: Mode) -> Tools:
         steps = StepRunner(mode)
         builds = self._data_dir / "builds"
+        if mode.name == "portable":
+            workshop: Workshop = PortableWorkshop(self._store, self._content, steps, mode.problem)
+            bases: Bases = HostBases(self._interpreters, self._layers, workshop, has_views=False)
+            return Tools(self._store, self._layers, workshop, bases)
         workshop = ViewWorkshop(self._store, self._content, steps, self._data_dir, builds / "caches")
+        if not mode.is_whole:
+            bases = HostBases(self._interpreters, self._layers, workshop, has_views=True)
+            return Tools(self._store, self._layers, CheckedWorkshop(workshop), bases)
         cache = MachineCache(self._cache_folder)
         debian = DebianBases(steps, cache)
         stand_ins = PackagedBases(debian, cache, self._layers, workshop, self._interpreters, self._pythons)

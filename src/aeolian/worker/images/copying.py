@@ -26,12 +26,12 @@ class Refused(Exception):
 
 
 def copy(job):
-    """`job`: {"sources": patterns; "target": absolute path; "into_folder": bool; "chown", "chmod", "exclude", "unpacks"},
+    """`job`: {"sources": patterns; "target": absolute path; "into_folder": bool; "chown", "chmod", "exclude", "unpacks"; "owner": (uid, gid) in place of "chown"},
     and either "files": [[path, where its content is, mode], …], all that the context holds, or "tree": a folder.
 
     Raises Refused.
     """
-    owner = _owner(job["chown"]) if job["chown"] else None
+    owner = job.get("owner") or (_owner(job["chown"]) if job["chown"] else None)
     mode = int(job["chmod"], 8) if job["chmod"] else None
     source = Tree(job["tree"]) if job.get("tree") else Context(job["files"])
     placed = Placed(job["target"], owner, mode, job["exclude"])

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -19,7 +20,7 @@ def is_whiteout(status: os.stat_result) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def drop_mount_points(upper: Path, targets: list[str]) -> None:
+def drop_mount_points(upper: Path, targets: Sequence[str]) -> None:
     """Folders and files that were made only as places to mount on: gone, where nothing was written into them."""
     for target in sorted(targets, key=len, reverse=True):
         place = upper / target.lstrip("/")
@@ -37,13 +38,13 @@ def drop_mount_points(upper: Path, targets: list[str]) -> None:
             parent = parent.parent
 
 
-def drop_host_links(tree: Path) -> None:
-    """A view over the host's folders has the host's top-level links (/bin) and folders; none belongs to a layer."""
+def drop_view_folders(tree: Path, layers: Sequence[Path]) -> None:
+    """A view over the host's folders makes links (/bin) and folders to mount on at its top; none belongs to a layer."""
     for entry in list(os.scandir(tree)):
-        host = f"/{entry.name}"
+        below = [Path("/", entry.name), *(layer / entry.name for layer in layers)]
         if entry.is_symlink():
-            if os.path.islink(host) and os.readlink(host) == os.readlink(entry.path):
+            if any(place.is_symlink() and os.readlink(place) == os.readlink(entry.path) for place in below):
                 os.unlink(entry.path)
-        elif entry.is_dir() and os.path.isdir(host):
+        elif entry.is_dir() and any(place.is_dir() for place in below):
             with contextlib.suppress(OSError):
                 os.rmdir(entry.path)

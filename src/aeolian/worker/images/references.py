@@ -1,6 +1,7 @@
 """Names of base images: how they are read, and which of them a Debian base can stand in for."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from aeolian.domain.errors import InvalidArgument
@@ -96,3 +97,16 @@ def _suite(name: str) -> str:
         return DEFAULT_SUITE
     number = name.split(".")[0]
     return name if name in SUITES else SUITE_NUMBERS.get(number, "")
+
+
+def series_of(version: str) -> str:
+    """`3.12.4` and `3.12` -> `3.12`; `3.14.0rc2t` -> `3.14t`."""
+    numbers = re.findall(r"\d+", version)
+    return f"{numbers[0]}.{numbers[1]}" + ("t" if version.endswith("t") else "")
+
+
+def newest_series(offered: Iterable[str]) -> str | None:
+    """What `python:3` stands for."""
+    return max(
+        (name for name in offered if not name.endswith("t")), key=lambda name: int(name.split(".")[1]), default=None
+    )

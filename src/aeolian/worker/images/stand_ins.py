@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ from aeolian.worker.images.apt_sources import find_archive
 from aeolian.worker.images.debian import DebianBases
 from aeolian.worker.images.layers import LayerMaker, digest_of
 from aeolian.worker.images.machine_cache import MachineCache, copy_tree
-from aeolian.worker.images.references import DEFAULT_SUITE, Reference, StandIn
+from aeolian.worker.images.references import DEFAULT_SUITE, Reference, StandIn, newest_series, series_of
 from aeolian.worker.images.steps import INFO, OnLog
 from aeolian.worker.images.store import StoredImage
 from aeolian.worker.images.workshop import PATH, RunJob, Workshop
-from aeolian.worker.interpreters import Interpreter, Interpreters, StandalonePythons
+from aeolian.worker.interpreters import Interpreters, StandalonePythons
 
 RECIPE = 1
 """Counts changes of what is done here: older trees in the machine's cache are not taken any more."""
@@ -152,7 +152,9 @@ class PackagedBases:
     async def _choose(self, reference: Reference, wanted: StandIn) -> PythonChoice:
         """Raises NotFound that lists what there is."""
         found = await self._interpreters.all()
-        series = _newest(found) if wanted.python == "3" else _series(wanted.python)
+        movable = [series for series, one in found.items() if one.is_relocatable]
+        newest = newest_series(movable) or PACKAGED[DEFAULT_SUITE][1]
+        series = newest if wanted.python == "3" else series_of(wanted.python)
         distributions = [name for name in ("debian", "ubuntu") if find_archive(name).keyring.exists()]
         choice = choose_python(wanted, series, await self._movable(series), distributions)
         if choice is None:
@@ -226,15 +228,3 @@ def glibc_need(folder: Path) -> tuple[int, int]:
 
 def _over(image: StoredImage, layer: str) -> StoredImage:
     return msgspec.structs.replace(image, layers=(*image.layers, layer)) if layer else image
-
-
-def _series(version: str) -> str:
-    """`3.12.4` and `3.12` -> `3.12`; `3.14.0rc2t` -> `3.14t`."""
-    numbers = re.findall(r"\d+", version)
-    return f"{numbers[0]}.{numbers[1]}" + ("t" if version.endswith("t") else "")
-
-
-def _newest(found: Mapping[str, Interpreter]) -> str:
-    """The newest series that can be moved; else what the default suite has."""
-    movable = [series for series, one in found.items() if one.is_relocatable and not series.endswith("t")]
-    return max(movable, key=lambda name: int(name.split(".")[1]), default=PACKAGED[DEFAULT_SUITE][1])

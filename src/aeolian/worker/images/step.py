@@ -12,6 +12,7 @@ is killed, the kernel ends its processes and takes its mounts away. Actions:
 """
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -38,6 +39,8 @@ def main():
     view.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != job["worker_pid"]:
         sys.exit("the worker is gone")
+    if not job["namespaces"]:
+        os._exit(ACTIONS[job["action"]](job))
     view.enter_namespaces(job["user_namespace"])
     view.unshare(view.CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
     pid = os.fork()
@@ -118,6 +121,8 @@ def copy(job):
     except copying.Refused as error:
         return failed(str(error), 1)
     except OSError as error:
+        if error.errno == errno.EINVAL and job["user_namespace"]:
+            return failed("files of another owner can only be made where Aeolian runs as root", 1)
         return failed(f"{error.strerror}: {error.filename or ''}", 1)
     return 0
 

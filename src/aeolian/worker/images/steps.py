@@ -5,13 +5,15 @@ import codecs
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from aeolian.domain.errors import FailedPrecondition
+from aeolian.worker.images.mode import Mode
 
 STDOUT, STDERR, INFO = 1, 2, 3
 SCRIPT = Path(__file__).with_name("step.py")
@@ -28,26 +30,6 @@ class StepFailed(FailedPrecondition):
     """A step ended with another status than 0."""
 
 
-class Mode(NamedTuple):
-    """What this host lets builds do."""
-
-    name: str
-    """`whole`: an image is a root file system of its own; `over_host`: its layers lie over the host's own folders, in
-    a user namespace; `portable`: there are no namespaces, so only packages can be installed."""
-    own_pids: bool = True
-
-    @property
-    def is_whole(self) -> bool:
-        return self.name == "whole"
-
-    @property
-    def has_views(self) -> bool:
-        return self.name != "portable"
-
-
-WHOLE, OVER_HOST, PORTABLE = Mode("whole"), Mode("over_host"), Mode("portable", own_pids=False)
-
-
 class StepRunner:
     def __init__(self, mode: Mode):
         self.mode = mode
@@ -59,6 +41,7 @@ class StepRunner:
         """
         full = {
             "worker_pid": os.getpid(),
+            "namespaces": self.mode.name != "portable",
             "user_namespace": not self.mode.is_whole,
             "own_pids": self.mode.own_pids,
             **job,
@@ -101,11 +84,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """Its processes are gone, and with them its mounts, when this returns."""
     if process.returncode is not None:
         return
-    process.terminate()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     try:
         await asyncio.wait_for(process.wait(), END_WAIT_S)
     except TimeoutError:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 

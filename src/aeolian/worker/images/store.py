@@ -20,10 +20,13 @@ from pathlib import Path
 import msgspec
 
 from aeolian.domain.errors import NotFound
-from aeolian.worker.images.overlay_files import remove_tree
+from aeolian.worker.images.overlay_files import drop_mount_points, drop_view_folders, remove_tree
 
 EMPTY_LAYER = "empty"
 """overlayfs cannot do without a lowest layer."""
+OURS = "__modal"
+MOUNTED_ON = ("/pkg", "/etc/resolv.conf", "/etc/hosts", "/proc", "/sys", "/dev", "/run", "/tmp")
+"""What a container's upper folder may hold only because something was mounted there."""
 
 
 class StoredImage(msgspec.Struct, frozen=True):
@@ -152,12 +155,21 @@ class ImageStore:
     async def commit_upper(self, image_id: str, base_image_id: str, upper: Path) -> None:
         """What a container wrote becomes an image over the one that it was started from (`Image.run_function`)."""
         base = self.get(base_image_id)
-        name = secrets.token_hex(8)
-        fresh = self.new_folder() / "tree"
-        await asyncio.to_thread(shutil.move, upper, fresh)
-        await asyncio.to_thread(self.commit_layer, name, fresh)
-        await asyncio.to_thread(remove_tree, fresh.parent)
+        name = await asyncio.to_thread(self._commit_upper, base, upper)
         self.put(msgspec.structs.replace(base, image_id=image_id, layers=(*base.layers, name)))
+
+    def _commit_upper(self, base: StoredImage, upper: Path) -> str:
+        remove_tree(upper / OURS)
+        drop_mount_points(upper, MOUNTED_ON)
+        if base.over_host:
+            drop_view_folders(upper, self.layer_paths(base))
+        name, folder = secrets.token_hex(8), self.new_folder()
+        try:
+            shutil.move(upper, folder / "tree")
+            self.commit_layer(name, folder / "tree")
+        finally:
+            remove_tree(folder)
+        return name
 
     def clear_leftovers(self) -> None:
         """What a killed builder left behind."""

@@ -11,15 +11,16 @@ from aeolian.storage.files import ContentStore
 from aeolian.worker.images.context import ContextEntry
 from aeolian.worker.images.host_settings import CACHE, FOLDER, BuildSettings, build_settings
 from aeolian.worker.images.layers import digest_of
-from aeolian.worker.images.overlay_files import drop_host_links, drop_mount_points, remove_tree
+from aeolian.worker.images.overlay_files import drop_mount_points, drop_view_folders, remove_tree
 from aeolian.worker.images.run_mounts import RunMount
 from aeolian.worker.images.steps import OnLog, StepRunner
-from aeolian.worker.images.store import ImageStore, StoredImage
-from aeolian.worker.runtimes.view import API_FOLDERS
+from aeolian.worker.images.store import OURS, ImageStore, StoredImage
+from aeolian.worker.runtimes.view import API_FOLDERS, PRIVATE
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONTENT, OWN, TREE = f"{FOLDER}/content", f"{FOLDER}/own", f"{FOLDER}/tree"
-OURS = "__modal"
+OVER_HOST = {"UV_LINK_MODE": "copy"}
+"""Each top-level folder is a mount of its own, between which there are no hard links."""
 FOLDERS_OF_VIEWS = tuple(f"/{name}" for name in (*API_FOLDERS, "run", "tmp", "root"))
 
 
@@ -82,7 +83,7 @@ class ViewWorkshop:
         settings = await asyncio.to_thread(build_settings)
         view = self._view(folder, image)
         mounts = await asyncio.to_thread(self._mounted, folder, job.mounts, own)
-        view["binds"] = [*self._shown(settings, image), *mounts.binds]
+        view["binds"] += [*self._shown(settings, image), *mounts.binds]
         await self._steps.run(
             {
                 "action": "run",
@@ -90,7 +91,7 @@ class ViewWorkshop:
                 "overlays": mounts.overlays,
                 "nested_binds": mounts.nested,
                 "argv": job.argv,
-                "env": {"PATH": PATH, **settings.env, **job.env},
+                "env": {"PATH": PATH, **settings.env, **(OVER_HOST if image.over_host else {}), **job.env},
                 "cwd": image.workdir or "/",
                 "user": image.user,
                 "files": settings.files,
@@ -114,7 +115,7 @@ class ViewWorkshop:
             view["binds"] = [[self._tree_of(job.layers, folder / "source", overlays), TREE, True]]
             copied["tree"] = TREE
         else:
-            await asyncio.to_thread(_write_own, folder / "own", job.files, own)
+            await asyncio.to_thread(write_own, folder / "own", job.files, own)
             view["binds"] = [[str(self._content.root), CONTENT, True], [str(folder / "own"), OWN, True]]
             copied["files"] = [
                 (path, f"{OWN}/{digest}" if digest in own else self._content_place(digest), mode)
@@ -138,7 +139,7 @@ class ViewWorkshop:
             "layers_folder": str(self._store.layers_folder),
             "data": str(self._data_dir),
             "user_namespace": not self._steps.mode.is_whole,
-            "binds": [],
+            "binds": _interpreter_binds(image),
             "volatile": True,
         }
 
@@ -195,8 +196,14 @@ class ViewWorkshop:
         remove_tree(tree / OURS)
         drop_mount_points(tree, [*(target for _, target, _ in view["binds"]), *(targets or ()), *FOLDERS_OF_VIEWS])
         if not view["upper"]:
-            drop_host_links(tree)
+            drop_view_folders(tree, [self._store.layers_folder / layer for layer in view["layers"]])
         return tree
+
+
+def _interpreter_binds(image: StoredImage) -> list[tuple[str, str, bool]]:
+    """The host's interpreter, where it lives in a folder of which views show nothing (below /root)."""
+    prefix = Path(image.host_python).parent.parent
+    return [(str(prefix), str(prefix), True)] if prefix.parts[1:2] and prefix.parts[1] in PRIVATE else []
 
 
 class _Mounted(NamedTuple):
@@ -206,7 +213,7 @@ class _Mounted(NamedTuple):
     overlays: list[Overlay]
 
 
-def _write_own(folder: Path, files: tuple[ContextEntry, ...], own: Mapping[str, bytes | Path]) -> None:
+def write_own(folder: Path, files: tuple[ContextEntry, ...], own: Mapping[str, bytes | Path]) -> None:
     folder.mkdir(exist_ok=True)
     for entry in files:
         if (content := own.get(entry.sha256_hex)) is not None:

@@ -207,9 +207,9 @@ class ProcessRuntime:
 
     def _interpreter_binds(self, image: StoredImage | None) -> list[Bind]:
         """Interpreters of the host that live in folders of which containers see nothing (below /root)."""
-        if image is not None and not image.over_host:
+        if image is not None and not image.host_python:
             return []
-        prefixes = [Path(image.python).parent.parent] if image else [Path(sys.base_prefix), Path(sys.prefix)]
+        prefixes = [Path(image.host_python).parent.parent] if image else [Path(sys.base_prefix), Path(sys.prefix)]
         return [Bind(prefix, str(prefix)) for prefix in dict.fromkeys(prefixes) if prefix.parts[1] in PRIVATE]
 
     async def _zygote(self, image: StoredImage, binds: Sequence[Bind], *, preload: bool) -> Zygote:
