@@ -116,6 +116,30 @@ class RunningAeolian:
         """The official CLI."""
         return self.run(sys.executable, "-m", "modal", *args, **kwargs)
 
+    def modal_session(self, *steps: tuple[str, str], cwd: Path | None = None, timeout_s: float = 240) -> list[str]:
+        """Commands of the official CLI, one after another in one process; returns what each printed.
+
+        A step is a command line (after "! ": one that must fail) and a text that must be in what it prints.
+        """
+        lines = [line.removeprefix("! ") for line, _ in steps]
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("modal_commands.py"))],
+            cwd=cwd,
+            env=self.environment,
+            input=json.dumps([shlex.split(line) for line in lines]),
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=timeout_s,
+            check=True,
+        )
+        printed = []
+        for (line, expected), (status, output) in zip(steps, json.loads(done.stdout), strict=True):
+            must_fail = line.startswith("! ")
+            assert (status != 0) == must_fail, f"modal {line} ended with {status}:\n{output}"
+            assert expected in output, f"modal {line} printed no {expected!r}:\n{output}"
+            printed.append(output)
+        return printed
+
     def modal_json(self, *args: str, **kwargs):
         return json.loads(self.modal(*args, "--json", **kwargs))
 

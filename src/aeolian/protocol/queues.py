@@ -54,7 +54,7 @@ class QueueRpcs:
         return response
 
     async def QueueDelete(self, request: api_pb2.QueueDeleteRequest, caller: Caller) -> Empty:
-        await self._queues.delete(request.queue_id, caller)
+        await self._queues.objects.delete(request.queue_id, caller)
         return Empty()
 
     async def QueueClear(self, request: api_pb2.QueueClearRequest, caller: Caller) -> Empty:
