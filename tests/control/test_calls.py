@@ -372,6 +372,25 @@ def test_everything_acknowledged_is_there_after_a_restart():
     virtually(scenario())
 
 
+def test_a_cursor_from_before_a_restart_misses_no_output_of_a_retry():
+    async def scenario():
+        async with Cluster() as cluster:
+            call = await cluster.remote(2)
+            await cluster.container().put()
+            await cluster.container().put(status=FAILURE)
+            assert [item.idx for item in await cluster.outputs(call)] == [0, 1]
+            await cluster.calls.retry_inputs(call.call_id, ME, [(1, payload(1), 1)])
+            engine = cluster.database.engine
+        async with Cluster(engine) as cluster:
+            cluster.calls.enqueue_when_due(cluster.recovered)
+            container = cluster.container()
+            await settle()  # its payload is read from the database
+            await container.put(retry_count=1)
+            assert [item.idx for item in await cluster.outputs(call, after_seq=2)] == [1]
+
+    virtually(scenario())
+
+
 def test_a_repeated_request_makes_no_second_call_even_after_a_restart():
     async def scenario():
         caller = msgspec.structs.replace(ME, idempotency_key="once")

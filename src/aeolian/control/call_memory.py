@@ -30,6 +30,8 @@ EXPIRY_NESTED_S = 24 * 3600.0
 EXPIRY_ASYNC_S = 7 * 24 * 3600.0
 """How long finished calls can be asked for."""
 PORTION = 500
+MAX_HIDDEN = 1_000_000
+"""Outputs that retries have hidden, at most: clients may have seen their numbers, which the database has no more."""
 OUTPUTS_PORTION = 5000
 """How much is emptied or deleted in one transaction: others wait for it."""
 
@@ -57,6 +59,8 @@ class CallMemory:
             self._calls[row.call_id] = call_of(row)
         for mark in marks:
             self._calls[mark.call_id].finished_before(mark.idx, mark.seq)
+        for call in self._calls.values():
+            call.skip_seqs(MAX_HIDDEN)
         return [row for row in inputs if row.call_id in self._calls]
 
     def start_sweeping(self) -> None:

@@ -166,6 +166,10 @@ class Call:
         self.mark(idx, FINISHED)
         self.last_seq = self.published_seq = max(self.last_seq, seq)
 
+    def skip_seqs(self, count: int) -> None:
+        """The next output has a number that is higher by more than this."""
+        self.last_seq = self.published_seq = self.last_seq + count
+
     def publish(self, output: Output) -> None:
         """A committed output becomes visible."""
         self.published_seq = output.seq
