@@ -25,6 +25,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             heapq.heappop(self._scheduled)._scheduled = False
         if not self._ready and self._scheduled:
             self._at = max(self._at, self._scheduled[0]._when)
+        if not self._ready and not self._scheduled and not self._stopping:
+            raise RuntimeError("everybody waits, and nothing is left that could wake them")
         super()._run_once()
 
 

@@ -142,8 +142,8 @@ class DataChannels:
             while True:
                 page = await self._after(call_id, direction, channel, index)
                 for index, chunk in page:
-                    yield index, chunk
                     channel.read_up_to(index)
+                    yield index, chunk
                 if not page and channel.last_index <= index and not await channel.changed(HOLD_S):
                     return
         finally:
