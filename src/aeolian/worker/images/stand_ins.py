@@ -40,7 +40,7 @@ PACKAGED = {
 COMPILERS = ("gcc", "gfortran", "build-essential")
 """What debian_slim always installs."""
 GLIBC_SYMBOL = re.compile(rb"GLIBC_(\d+)\.(\d+)")
-PYTHON_PACKAGES = "python3 python3-dev python3-venv python3-pip"
+PYTHON_PACKAGES = "python3 python3-dev python3-venv"
 
 
 class Movable(NamedTuple):
@@ -207,13 +207,17 @@ def choose_python(
 
 
 def packaged_python(series: str) -> str:
-    """The command that makes a distribution's Python look like that of the python:… images."""
-    links = [f"ln -sf /usr/bin/{name} /usr/local/bin/{link}" for name, link in (
-        ("python3", "python"), ("python3", "python3"), (f"python{series}", f"python{series}"),
-        ("pip3", "pip"), ("pip3", "pip3"), (f"python{series}-config", "python3-config"),
-    )]  # fmt: skip
-    free = f"rm -f /usr/lib/python{series}/EXTERNALLY-MANAGED"
-    return f"apt-get install -y --no-install-recommends {PYTHON_PACKAGES} && {free} && {' && '.join(links)}"
+    """The command that gives a distribution's Python the place that it has in the python:… images.
+
+    /usr/local is a virtual environment of it: pip is free to change what lies there, which it is not for the packages
+    that the distribution has installed.
+    """
+    links = f"ln -s /usr/bin/python{series}-config /usr/local/bin/python3-config"
+    clean = "rm /usr/local/bin/*ctivate*"
+    return (
+        f"apt-get install -y --no-install-recommends {PYTHON_PACKAGES}"
+        f" && python{series} -m venv --copies /usr/local && {links} && {clean}"
+    )
 
 
 def glibc_need(folder: Path) -> tuple[int, int]:
