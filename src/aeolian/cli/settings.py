@@ -98,6 +98,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.run_dir / "worker.sock"
 
     @property
+    def runtime_path(self) -> Path:
+        """The name of the runtime that the worker took, for `aeolian status`."""
+        return self.run_dir / "runtime"
+
+    @property
     def path(self) -> Path:
         return settings_path(self.data_dir)
 

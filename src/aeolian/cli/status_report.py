@@ -63,7 +63,7 @@ class Report(msgspec.Struct, frozen=True):
     grpc_url: str
     http_url: str
     runtime: str
-    """As asked for: `auto`, or the name of one."""
+    """What containers run in; what was asked for (`auto`) before a worker has taken one."""
     supervisor_pid: int
     """0: `aeolian up` does not run."""
     processes: tuple[ProcessStatus, ...]
@@ -87,7 +87,7 @@ def report(settings: Settings, num_starts: int) -> Report:
             data_dir=str(settings.data_dir),
             grpc_url=settings.grpc_url,
             http_url=settings.http_url,
-            runtime=settings.runtime,
+            runtime=_runtime(settings),
             supervisor_pid=holder,
             processes=_processes(settings.run_dir / "processes.json") if holder else (),
             disk_bytes=_disk_use(settings.data_dir),
@@ -142,6 +142,13 @@ def _read(connection: Connection, num_starts: int) -> dict:
 
 def _name(app: App) -> str:
     return app.name or app.description or app.app_id
+
+
+def _runtime(settings: Settings) -> str:
+    try:
+        return settings.runtime_path.read_text()
+    except FileNotFoundError:
+        return settings.runtime
 
 
 def _processes(record_path: Path) -> tuple[ProcessStatus, ...]:

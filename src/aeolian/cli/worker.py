@@ -72,6 +72,7 @@ async def serve(settings: Settings) -> None:
     await volumes.open()
     try:
         await agent.open()
+        settings.runtime_path.write_text(runtime.name)
         log.info("containers run on the runtime '%s'", runtime.name)
         gc.collect()
         gc.freeze()
