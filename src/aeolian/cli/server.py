@@ -56,6 +56,7 @@ async def serve(settings: Settings) -> None:
             await stop.wait()
         finally:
             await server.stop(STOP_GRACE_S)
+            await service.close()
             await services.links.stop()
             await services.gateway.stop()
 

@@ -1,7 +1,6 @@
 """The Blob RPCs."""
 
 import base64
-import binascii
 
 from modal_proto import api_pb2
 
@@ -37,5 +36,5 @@ class BlobRpcs:
 def _digest(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one
         raise InvalidArgument(f"{text!r} is not base64") from None

@@ -27,6 +27,10 @@ BUG = grpc.StatusCode.ABORTED
 """For exceptions that nobody expected: clients show it and do not repeat the request."""
 
 
+MAX_MESSAGE_BYTES = 2500
+"""Three times as many when they are percent-encoded; 8 KiB of headers is the least that a client may take."""
+
+
 def code_of(error: errors.AeolianError) -> grpc.StatusCode:
     for kind in type(error).__mro__:
         if kind in CODES:
@@ -34,11 +38,19 @@ def code_of(error: errors.AeolianError) -> grpc.StatusCode:
     return BUG
 
 
+def message_of(error: errors.AeolianError) -> str:
+    """What the caller is told: no more than fits into the headers that clients accept."""
+    raw = error.message.encode(errors="replace")
+    if len(raw) <= MAX_MESSAGE_BYTES:
+        return error.message
+    return f"{raw[:MAX_MESSAGE_BYTES].decode(errors='ignore')}… (cut: {len(raw):,} bytes in all)"
+
+
 def details_of(error: errors.AeolianError) -> tuple[tuple[str, bytes], ...]:
     """Trailing metadata for the errors that clients tell apart by more than their code."""
     if not isinstance(error, errors.ClassNameUsed):
         return ()
-    status = api_pb2.RPCStatus(code=code_of(error).value[0], message=error.message)
+    status = api_pb2.RPCStatus(code=code_of(error).value[0], message=message_of(error))
     reason = api_pb2.FunctionLookupError(reason=api_pb2.FunctionLookupError.REASON_CLASS_NAME_USED)
     status.details.add().Pack(reason)
     return (("grpc-status-details-bin", status.SerializeToString()),)

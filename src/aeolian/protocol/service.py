@@ -16,7 +16,7 @@ import inspect
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import grpc
@@ -27,7 +27,7 @@ from modal_proto import api_pb2
 
 from aeolian.domain.caller import Caller
 from aeolian.domain.errors import AeolianError, InvalidArgument
-from aeolian.protocol.errors import BUG, code_of, details_of
+from aeolian.protocol.errors import BUG, code_of, details_of, message_of
 
 log = logging.getLogger(__name__)
 
@@ -36,39 +36,59 @@ SERVICE_PATH = f"/{SERVICE.full_name}/"
 REPLY_LIFETIME_S = 180.0
 MAX_KEPT_REPLIES = 50_000
 MAX_KEPT_REPLY_BYTES = 256 << 10
+CLOSE_S = 2.0
 FOREVER_S = 1e6
 
 Authenticate = Callable[[dict[str, Any]], Awaitable[Caller]]
 
 
 class ReplyCache:
-    """Replies by idempotency key, so that a repeated request is carried out once.
+    """Carries out what changes something: to its end, whoever leaves meanwhile, and once for each idempotency key.
 
     Covers repeats within one life of the server. What must hold across a restart stores its result in the
     transaction that did the work (`Database.write(once=…)`).
     """
 
     def __init__(self) -> None:
-        self._replies: dict[str, tuple[float, asyncio.Task]] = {}
+        self._replies: dict[str, tuple[float, asyncio.Task[bytes]]] = {}
+        self._running: set[asyncio.Task[bytes]] = set()
 
-    async def once(self, key: str, run: Callable[[], Awaitable[Message]]) -> Message:
-        kept = self._replies.get(key)
-        if kept is None:
-            task = asyncio.ensure_future(run())
-            self._replies[key] = (time.monotonic(), task)
-            self._trim()
-        else:
-            task = kept[1]
+    async def once(self, key: str | None, run: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+        """The reply of the first request with this key; None: of this one."""
+        kept = self._replies.get(key) if key is not None else None
+        task = kept[1] if kept is not None else self._start(key, run())
         try:
             reply = await asyncio.shield(task)
-            if (len(reply) if isinstance(reply, bytes) else reply.ByteSize()) > MAX_KEPT_REPLY_BYTES:
+            if key is not None and len(reply) > MAX_KEPT_REPLY_BYTES:
                 self._replies.pop(key, None)  # what is read destructively is kept in the database
             return reply
         except BaseException:
             # A refusal or a failure changed nothing: let the next attempt try again.
-            if task.done() and (task.cancelled() or task.exception() is not None):
+            if key is not None and task.done() and (task.cancelled() or task.exception() is not None):
                 self._replies.pop(key, None)
             raise
+
+    async def close(self) -> None:
+        """What has begun is finished, unless it takes too long."""
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _start(self, key: str | None, work: Coroutine[Any, Any, bytes]) -> "asyncio.Task[bytes]":
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        if key is not None:
+            self._replies[key] = (time.monotonic(), task)
+            self._trim()
+        return task
+
+    def _done(self, task: "asyncio.Task[bytes]") -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where the caller has left
 
     def _trim(self) -> None:
         horizon = time.monotonic() - REPLY_LIFETIME_S
@@ -98,18 +118,23 @@ class ModalService(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         return self._handlers.get(handler_call_details.method)
 
+    async def close(self) -> None:
+        """After the last request."""
+        await self._replies.close()
+
     def _handler(self, method, implementation) -> grpc.RpcMethodHandler:
         # Requests are parsed by us, so that a malformed one gets INVALID_ARGUMENT and not INTERNAL.
         request_class = GetMessageClass(method.input_type)
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream(method.name, request_class, implementation))
-        return grpc.unary_unary_rpc_method_handler(
-            self._unary(method.name, request_class, implementation),
-            response_serializer=lambda reply: reply if isinstance(reply, bytes) else reply.SerializeToString(),
-        )
+        return grpc.unary_unary_rpc_method_handler(self._unary(method.name, request_class, implementation))
 
     def _unary(self, name: str, request_class: type[Message], implementation):
         repeatable = name in REPEATABLE
+
+        async def answer(request: Message, caller: Caller) -> bytes:
+            reply = await implementation(request, caller)
+            return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
         async def handle(raw: bytes, context: grpc.aio.ServicerContext):
             try:
@@ -117,11 +142,11 @@ class ModalService(grpc.GenericRpcHandler):
                 if implementation is None:
                     await _refuse_unimplemented(name, caller, context)
                 request = _parse(request_class, raw, name)
-                if repeatable and caller.idempotency_key:
-                    return await self._replies.once(caller.once(name), lambda: implementation(request, caller))
-                return await implementation(request, caller)
+                if repeatable:
+                    return await self._replies.once(caller.once(name), lambda: answer(request, caller))
+                return await answer(request, caller)
             except AeolianError as error:
-                await context.abort(code_of(error), error.message, details_of(error))
+                await context.abort(code_of(error), message_of(error), details_of(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception:
@@ -140,7 +165,7 @@ class ModalService(grpc.GenericRpcHandler):
                     async for reply in replies:
                         await context.write(reply if isinstance(reply, bytes) else reply.SerializeToString())
             except AeolianError as error:
-                await context.abort(code_of(error), error.message, details_of(error))
+                await context.abort(code_of(error), message_of(error), details_of(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception:
