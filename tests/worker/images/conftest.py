@@ -19,6 +19,8 @@ from aeolian.worker.images.registry import Registry, RegistryUnreachable
 from aeolian.worker.images.store import ImageStore, StoredImage
 from aeolian.worker.interpreters import Interpreters, StandalonePythons
 
+INTERPRETERS = Interpreters(Path("/nowhere"))
+"""This host's, found once for all tests."""
 DEBIAN = "FROM debian:bookworm-slim"
 
 
@@ -29,9 +31,8 @@ class Workbench:
         self.data_dir = data_dir
         self.store = ImageStore(data_dir)
         self.content = ContentStore(data_dir / "content")
-        interpreters = Interpreters(data_dir)
-        pythons = StandalonePythons(data_dir, interpreters)
-        self.builder = ImageBuilder(self.store, self.content, interpreters, pythons, data_dir, **options)
+        pythons = StandalonePythons(data_dir, INTERPRETERS)
+        self.builder = ImageBuilder(self.store, self.content, INTERPRETERS, pythons, data_dir, **options)
         self.log = ""
         self._said = asyncio.Event()
 

@@ -9,6 +9,7 @@ from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound
 from aeolian.domain.images import ContextFile
 from aeolian.worker.images.mode import WHOLE
 from aeolian.worker.images.steps import StepFailed
+from aeolian.worker.images.store import StoredImage
 
 from .conftest import DEBIAN, Workbench
 
@@ -205,11 +206,47 @@ async def test_commands_that_are_not_there_say_so(bench):
         (["FROM scratch", "WORKDIR $NOTHING"], "comes to nothing"),
         (["FROM scratch", "RUN --mount=type=odd true"], "the type is one of"),
         (["FROM scratch", "SHELL bash"], "must be a list"),
+        (["FROM --platform=linux/riscv64 scratch"], "builds and runs linux/"),
+        (["FROM scratch", "RUN --device=gpu true"], "--device is not supported"),
     ],
 )
 async def test_what_makes_no_sense_is_refused(bench, lines, what):
     with pytest.raises(InvalidArgument, match=what):
         await bench.build(*lines)
+
+
+async def test_an_image_for_another_machine_is_refused(bench):
+    with pytest.raises(InvalidArgument, match="the image is for riscv64"):
+        await bench.build("FROM scratch", arch="riscv64")
+
+
+async def test_values_of_several_lines_are_kept(bench):
+    image = await bench.build(DEBIAN, "ENV TEXT='first\nsecond' OTHER=x", 'RUN echo "$TEXT"')
+    assert image.env["TEXT"] == "first\nsecond"
+    assert "first\nsecond\n" in bench.log
+
+
+async def test_an_image_has_room_for_many_layers_but_not_for_any_number(bench, tmp_path):
+    layers = []
+    for number in range(125):
+        folder = bench.store.new_folder()
+        (folder / f"{number:03}").mkdir()
+        layers.append(f"many-layers-of-an-image-{number:03}")
+        bench.store.commit_layer(layers[-1], folder)
+    bench.store.put(StoredImage("im-many", layers=tuple(layers)))
+    image = await bench.build("FROM base", "WORKDIR /last", base_image_ids={"base": "im-many"})
+    assert len(image.layers) == 126
+    with bench.mounted(image, tmp_path) as root:
+        assert len(os.listdir(root)) == 126
+    with pytest.raises(InvalidArgument, match="127 layers at most"):
+        await bench.build("FROM base", *(f"WORKDIR /{name}" for name in "abc"), base_image_ids={"base": "im-many"})
+
+
+async def test_a_working_directory_is_made(bench, tmp_path):
+    image = await bench.build(DEBIAN, "USER nobody", "WORKDIR /srv/deep/folder", "WORKDIR /tmp")
+    with bench.mounted(image, tmp_path) as root:
+        assert (root / "srv/deep/folder").is_dir()
+        assert (root / "tmp").stat().st_mode & 0o7777 == 0o1777
 
 
 async def test_an_unknown_base_image_id_says_what_to_do(bench):

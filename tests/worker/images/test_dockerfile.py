@@ -16,6 +16,8 @@ from aeolian.worker.images.dockerfile import assignments, expand, parse, words
         (["FROM --platform=linux/amd64 a AS b"], ["FROM --platform=linux/amd64 a AS b"]),
         (["COPY --link --chown=1:2 a b"], ["COPY --link --chown=1:2 a b"]),
         (["CMD"], ["CMD "]),
+        (["ENV A='one\ntwo' B=3", "RUN x"], ["ENV A='one\ntwo' B=3", "RUN x"]),
+        (["ENV A=it\\'s", "RUN x"], ["ENV A=it\\'s", "RUN x"]),
     ],
 )
 def test_lines_become_instructions(lines, expected):

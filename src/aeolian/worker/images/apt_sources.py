@@ -65,15 +65,13 @@ def configured_uris(folder: Path = APT_FOLDER) -> list[tuple[str, str]]:
     return list(reversed(usable))
 
 
-def sources_list(archive: Archive, distribution: str, suite: str) -> list[str]:
+def sources_list(archive: Archive, suite: str) -> list[str]:
     """Lines for that suite and its updates."""
-    security = f"{suite}-security"
-    lines = [
+    return [
         f"deb {archive.main} {suite} {archive.components}",
         f"deb {archive.main} {suite}-updates {archive.components}",
-        f"deb {archive.security} {security} {archive.components}",
+        f"deb {archive.security} {suite}-security {archive.components}",
     ]
-    return lines
 
 
 def network_options() -> list[str]:

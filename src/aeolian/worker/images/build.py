@@ -1,7 +1,6 @@
 """One build of an image, instruction by instruction."""
 
 import asyncio
-import platform
 import re
 import time
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ from aeolian.worker.images.bases import Bases
 from aeolian.worker.images.configuration import absolute, configured
 from aeolian.worker.images.context import BuildContext
 from aeolian.worker.images.dockerfile import Heredoc, Instruction, expand, parse, words
-from aeolian.worker.images.layers import LayerMaker, Work, digest_of
+from aeolian.worker.images.layers import MAX_LAYERS, LayerMaker, Work, digest_of
+from aeolian.worker.images.references import own_architecture
 from aeolian.worker.images.run_mounts import RunMount, parse_mount, secret_mount
 from aeolian.worker.images.steps import INFO, OnLog
 from aeolian.worker.images.store import EMPTY_LAYER, ImageStore, StoredImage
@@ -28,7 +28,7 @@ FETCHES_LISTS = re.compile(r"\b(apt|apt-get|apk|dnf|yum)\s+(-\S+\s+)*update\b")
 MAX_SHOWN_CHARS = 160
 COPY_FLAGS = frozenset(["from", "chown", "chmod", "link", "exclude"])
 URL = re.compile(r"https?://")
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+KNOWN_RUN_FLAGS = frozenset(["mount", "network", "security"])
 
 
 class Tools(NamedTuple):
@@ -94,6 +94,7 @@ class Build:
 
     async def _from(self, instruction: Instruction, rest: Sequence[Instruction]) -> None:
         parts = words(expand(instruction.rest, self._global_arguments))
+        _check_platform(expand(instruction.flag("platform") or "", {**_predefined(), **self._global_arguments}))
         if len(parts) not in (1, 3) or (len(parts) == 3 and parts[1].upper() != "AS"):
             raise InvalidArgument("write FROM image, or FROM image AS name")
         commands = []
@@ -153,6 +154,8 @@ class Build:
     async def _run(self, image: StoredImage, instruction: Instruction) -> None:
         argv = instruction.exec_form or [*image.shell, _script(instruction)]
         env = {**self._arguments, **image.env, **self._secrets}
+        for name in {name for name, _ in instruction.flags} - KNOWN_RUN_FLAGS:
+            raise InvalidArgument(f"--{name} is not supported: RUN knows --mount")
         mounts = []
         for value in (value for name, value in instruction.flags if name == "mount"):
             mount, variables = await self._mount(image, expand(value, self._variables))
@@ -236,6 +239,8 @@ class Build:
     async def _with_layer(self, image: StoredImage, step: tuple, work: Work, max_age_s: float = 0.0) -> StoredImage:
         key = digest_of(*step, image.layers, image.over_host, image.user, image.workdir)
         began = time.monotonic()
+        if len(image.layers) >= MAX_LAYERS:
+            raise InvalidArgument(f"an image has {MAX_LAYERS} layers at most: join RUN lines by &&, or use a stage")
         layer = await self._tools.layers.make(key, work, self._on_log, fresh=self._fresh, max_age_s=max_age_s)
         self._say("CACHED" if layer.is_cached else f"done in {time.monotonic() - began:.1f} s")
         return msgspec.structs.replace(image, layers=(*image.layers, layer.name)) if layer.name else image
@@ -252,9 +257,15 @@ def _script(instruction: Instruction) -> str:
     return instruction.rest + "\n" + "".join(ends)
 
 
+def _check_platform(wanted: str) -> None:
+    """`--platform=linux/arm64`. Raises InvalidArgument where this machine is another."""
+    if wanted and wanted.split("/")[:2] != ["linux", own_architecture()]:
+        raise InvalidArgument(f"--platform={wanted}: this worker builds and runs linux/{own_architecture()} only")
+
+
 def _predefined() -> dict[str, str]:
     """Arguments that every builder sets, for Dockerfiles that declare them."""
-    architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
+    architecture = own_architecture()
     place = {"PLATFORM": f"linux/{architecture}", "OS": "linux", "ARCH": architecture}
     return {f"{side}{name}": value for side in ("TARGET", "BUILD") for name, value in place.items()}
 

@@ -1,11 +1,14 @@
 """Builds images on this node: the client's Dockerfile lines become layers, and a description of the image."""
 
 import asyncio
+import errno
+import platform
 import time
 from pathlib import Path
 
 import msgspec
 
+from aeolian.domain.errors import InvalidArgument, OutOfSpace
 from aeolian.domain.images import ImageSpec
 from aeolian.storage.files import ContentStore
 from aeolian.worker.images.bases import Bases, RootBases
@@ -70,10 +73,19 @@ class ImageBuilder:
         `env`: secrets, seen by RUN steps only. `force`: run every step again. Raises AeolianError whose message names
         the step that failed, with the end of its output. Cancelled or killed, it leaves nothing half-made.
         """
-        tools = await self._opened()
         began = time.monotonic()
-        image = await Build(tools, spec, env, on_log, fresh=force or spec.ignore_cache).run()
-        image, facts = await self._inspected(tools, image)
+        if spec.arch and spec.arch != platform.machine():
+            raise InvalidArgument(f"the image is for {spec.arch}; this worker runs {platform.machine()} only")
+        tools = await self._opened()
+        try:
+            image = await Build(tools, spec, env, on_log, fresh=force or spec.ignore_cache).run()
+            image, facts = await self._inspected(tools, image)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise OutOfSpace(
+                    "the worker's disk is full: free space in its data directory, then try again"
+                ) from None
+            raise
         info = {
             "python_version": facts.version,
             "libc_version": facts.libc,

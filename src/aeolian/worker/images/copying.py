@@ -37,6 +37,8 @@ def copy(job):
     placed = Placed(job["target"], owner, mode, job["exclude"])
     found = [match for pattern in job["sources"] for match in matches(source, pattern)]
     target = job["target"]
+    if not found:  # WORKDIR
+        placed.folder(target)
     into_folder = job["into_folder"] or os.path.isdir(target)
     if len(found) > 1 and not into_folder:
         raise Refused(f"{len(found)} sources for {target}: a folder must end in '/'")

@@ -1,5 +1,6 @@
 """Base file systems made from a distribution's packages by mmdebstrap, for hosts that reach no image registry."""
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
@@ -57,7 +58,7 @@ class DebianBases:
         async def make(tree: Path) -> None:
             on_log(INFO, f"making a base of {distribution} {suite} from {archive.main}: once on this machine\n")
             await self._bootstrap(archive, distribution, suite, tree, on_log)
-            _settle(tree, archive, distribution, suite)
+            await asyncio.to_thread(_settle, tree, archive, suite)
 
         return await self._cache.tree(self.key(distribution, suite), make)
 
@@ -67,7 +68,7 @@ class DebianBases:
         argv += [f"--include={','.join(PACKAGES)}", f"--keyring={archive.keyring}", "--dpkgopt=force-unsafe-io"]
         argv += [f"--dpkgopt={line}" for line in DPKG_SETTINGS.splitlines() if line.startswith("path-")]
         argv += [f"--aptopt={line}" for line in ('Acquire::Languages "none"', *network_options())]
-        argv += [suite, str(tree), *sources_list(archive, distribution, suite)]
+        argv += [suite, str(tree), *sources_list(archive, suite)]
         job = {"action": "tool", "argv": argv, "env": dict(os.environ), "cwd": "/"}
         try:
             await self._steps.run(job, f"making a base of {distribution} {suite}", on_log)
@@ -78,7 +79,7 @@ class DebianBases:
             ) from None
 
 
-def _settle(tree: Path, archive: Archive, distribution: str, suite: str) -> None:
+def _settle(tree: Path, archive: Archive, suite: str) -> None:
     """apt works inside as the host's does; nothing of the host's own names and settings stays."""
     for name in ("etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/hostname"):
         (tree / name).unlink(missing_ok=True)
@@ -86,7 +87,7 @@ def _settle(tree: Path, archive: Archive, distribution: str, suite: str) -> None
     for name in ("etc/resolv.conf", "etc/hosts"):  # where the host's are shown
         (tree / name).touch()
     lists = tree / "etc/apt/sources.list"
-    lists.write_text("".join(f"{line}\n" for line in sources_list(archive, distribution, suite)))
+    lists.write_text("".join(f"{line}\n" for line in sources_list(archive, suite)))
     (tree / "etc/dpkg/dpkg.cfg.d/aeolian").write_text(DPKG_SETTINGS)
     (tree / "etc/apt/apt.conf.d/aeolian").write_text(APT_SETTINGS)
     policy = tree / "usr/sbin/policy-rc.d"

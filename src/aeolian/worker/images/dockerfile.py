@@ -31,6 +31,7 @@ INSTRUCTIONS = frozenset(
     ]
 )
 HEREDOC = re.compile(r"(?<![<\w$(])\d?<<(-?)([\"']?)([A-Za-z_]\w*)\2(?![\w<])")
+QUOTING = re.compile(r"(ENV|LABEL)\s+[^\s=]+=", re.IGNORECASE)
 VARIABLE = re.compile(
     r"\\(?P<escaped>\$)|\$(?:(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)(?::(?P<op>[-+?])(?P<word>[^}]*))?\})"
 )
@@ -90,6 +91,9 @@ def parse(lines: Sequence[str]) -> list[Instruction]:
         if joined[-1].rstrip().endswith("\\"):
             joined[-1] = joined[-1].rstrip()[:-1]
         logical = "".join(joined).strip()
+        while QUOTING.match(logical) and _is_quote_open(logical) and at < len(text):  # a value of several lines
+            logical += "\n" + text[at]
+            at += 1
         keyword, *others = logical.split(None, 1)
         keyword, rest = keyword.upper(), others[0] if others else ""
         if keyword not in INSTRUCTIONS:
@@ -102,6 +106,20 @@ def parse(lines: Sequence[str]) -> list[Instruction]:
             raise InvalidArgument(f"{keyword} needs something to work on")
         instructions.append(Instruction(keyword, flags, rest, heredocs))
     return instructions
+
+
+def _is_quote_open(line: str) -> bool:
+    quote, escaped = "", False
+    for char in line:
+        if escaped:
+            escaped = False
+        elif char == "\\" and quote != "'":
+            escaped = True
+        elif quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+    return bool(quote)
 
 
 def _heredocs(rest: str, text: list[str], at: int) -> tuple[tuple[Heredoc, ...], int]:

@@ -13,8 +13,9 @@ from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.images.steps import INFO, OnLog
 from aeolian.worker.images.store import ImageStore
 
-NAME_CHARS = 24
-"""Short, as one mount call takes the names of all layers of an image."""
+NAME_CHARS = 20
+MAX_LAYERS = 127
+"""One mount call takes the names of all layers of an image in 4095 bytes. Docker's limit is the same."""
 
 Work = Callable[[Path, OnLog], Awaitable[Path | None]]
 """Makes a tree below the private folder that it is given; None = nothing has changed."""
@@ -74,8 +75,8 @@ class LayerMaker:
         if not any(tree.iterdir()):
             return ""
         name = key[:NAME_CHARS]
-        if self._store.has_layer(name):  # an older one may be in use
-            name = f"{name}-{secrets.token_hex(4)}"
+        while self._store.has_layer(name):  # an older one may be in use
+            name = f"{key[:NAME_CHARS]}-{secrets.token_hex(2)}"
         self._store.commit_layer(name, tree)
         return name
 

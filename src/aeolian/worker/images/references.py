@@ -1,5 +1,6 @@
 """Names of base images: how they are read, and which of them a Debian base can stand in for."""
 
+import platform
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -18,6 +19,7 @@ SUITE_NUMBERS = {"11": "bullseye", "12": "bookworm", "13": "trixie"}
 DEFAULT_SUITE = "trixie"
 UBUNTU_SUITES = {"20.04": "focal", "22.04": "jammy", "24.04": "noble", "26.04": "resolute", "latest": "noble"}
 PYTHON_TAG = re.compile(r"(?P<version>3(?:\.\d{1,2}(?:\.\d{1,2})?)?(?:(?:a|b|rc)\d+)?t?)?(?P<variant>(?:-[a-z0-9.]+)*)")
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 UV_IMAGES = ("ghcr.io/astral-sh/uv", "docker.io/astral/uv")
 
 
@@ -85,6 +87,11 @@ def stand_in_for(reference: Reference) -> StandIn | None:
         suites = [_suite(part) for part in parts] or [DEFAULT_SUITE]
         return StandIn("debian", suites[0], match["version"] or "3") if len(suites) == 1 and suites[0] else None
     return None
+
+
+def own_architecture() -> str:
+    """This machine's, in the words of registries."""
+    return ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
 def is_uv(reference: Reference) -> bool:

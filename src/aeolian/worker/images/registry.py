@@ -5,7 +5,6 @@ import base64
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import time
@@ -18,7 +17,7 @@ from aeolian.domain.errors import AeolianError, FailedPrecondition, NotFound, Pe
 from aeolian.domain.images import RegistryAccess
 from aeolian.worker.images.layers import LayerMaker, digest_of
 from aeolian.worker.images.overlay_files import remove_tree
-from aeolian.worker.images.references import Reference
+from aeolian.worker.images.references import Reference, own_architecture
 from aeolian.worker.images.steps import INFO, OnLog, StepFailed, StepRunner
 from aeolian.worker.images.store import EMPTY_LAYER, ImageStore, StoredImage
 
@@ -26,7 +25,6 @@ ANSWER_TIMEOUT_S = 15
 PULL_TIMEOUT_S = 3600
 REMEMBERED_S = 300.0
 """For so long a registry that did not answer is not asked again."""
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -76,9 +74,9 @@ class Registry:
                 on_log(INFO, f"{error.message}: taking {reference} as it was pulled before ({kept.digest})\n")
                 return kept.image
             config = json.loads(await skopeo.inspect(digest, "--config", "--raw"))
-            if config.get("architecture", _architecture()) != _architecture():
+            if config.get("architecture", own_architecture()) != own_architecture():
                 raise NotFound(
-                    f"{reference} is not there for linux/{_architecture()}, only for linux/{config['architecture']}"
+                    f"{reference} is not there for linux/{own_architecture()}, only for linux/{config['architecture']}"
                 )
             on_log(INFO, f"{reference.name}@{digest}\n")
             names = await self._unpacked(skopeo, manifest, digest, folder, on_log)
@@ -210,13 +208,8 @@ def described(config: dict[str, Any], layers: list[str]) -> StoredImage:
     )
 
 
-def _architecture() -> str:
-    """This machine's, in the words of registries."""
-    return ARCHITECTURES.get(platform.machine(), platform.machine())
-
-
 def _for_this_machine(index: dict[str, Any], reference: Reference) -> str:
-    wanted = _architecture()
+    wanted = own_architecture()
     offered = []
     for entry in index.get("manifests", ()):
         place = entry.get("platform") or {}

@@ -21,6 +21,7 @@ READ_BYTES = 1 << 16
 MAX_LINE_CHARS = 8 << 10
 MAX_TAIL_LINES = 30
 END_WAIT_S = 10.0
+MAX_STEP_S = 4 * 3600.0
 
 OnLog = Callable[[int, str], None]
 """Takes a piece of output: the stream it came on (STDOUT, STDERR, INFO), and text, usually whole lines."""
@@ -31,8 +32,9 @@ class StepFailed(FailedPrecondition):
 
 
 class StepRunner:
-    def __init__(self, mode: Mode):
+    def __init__(self, mode: Mode, max_step_s: float = MAX_STEP_S):
         self.mode = mode
+        self._max_step_s = max_step_s
 
     async def run(self, job: dict[str, Any], what: str, on_log: OnLog, *, captures: bool = False) -> bytes:
         """Carry out one job (see `step.py`). With `captures`, its standard output is returned, not passed on.
@@ -55,7 +57,7 @@ class StepRunner:
         try:
             await _given(process, json.dumps(full).encode())
             assert process.stdout is not None and process.stderr is not None
-            async with asyncio.TaskGroup() as readers:
+            async with asyncio.timeout(self._max_step_s), asyncio.TaskGroup() as readers:
                 errors = readers.create_task(output.read(STDERR, process.stderr))
                 if captures:
                     captured = await process.stdout.read()
@@ -63,6 +65,9 @@ class StepRunner:
                     await output.read(STDOUT, process.stdout)
                 await errors
             code = await process.wait()
+        except TimeoutError:
+            await asyncio.shield(_end(process))
+            raise StepFailed(f"{what} took longer than {self._max_step_s:g} s and was ended{output.quoted()}") from None
         except BaseException:
             await asyncio.shield(_end(process))
             raise

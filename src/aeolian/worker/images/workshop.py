@@ -21,7 +21,9 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONTENT, OWN, TREE = f"{FOLDER}/content", f"{FOLDER}/own", f"{FOLDER}/tree"
 OVER_HOST = {"UV_LINK_MODE": "copy"}
 """Each top-level folder is a mount of its own, between which there are no hard links."""
-FOLDERS_OF_VIEWS = tuple(f"/{name}" for name in (*API_FOLDERS, "run", "tmp", "root"))
+STUB_RESOLVER = "/run/systemd/resolve/stub-resolv.conf"
+"""Where some images' /etc/resolv.conf leads."""
+MADE_BY_VIEWS = (STUB_RESOLVER, *(f"/{name}" for name in (*API_FOLDERS, "run", "tmp", "root")))
 
 
 Overlay = tuple[list[str], str]
@@ -194,7 +196,7 @@ class ViewWorkshop:
         """What the step changed, without what we put there. `targets`: places that were made only to mount on."""
         tree = Path(view["upper"] or view["root"])
         remove_tree(tree / OURS)
-        drop_mount_points(tree, [*(target for _, target, _ in view["binds"]), *(targets or ()), *FOLDERS_OF_VIEWS])
+        drop_mount_points(tree, [*(target for _, target, _ in view["binds"]), *(targets or ()), *MADE_BY_VIEWS])
         if not view["upper"]:
             drop_view_folders(tree, [self._store.layers_folder / layer for layer in view["layers"]])
         return tree

@@ -206,7 +206,14 @@ def _assemble(view, layers, root, upper, work, host, own_pids):
                 make_read_only(target)
                 continue
             if lowers:
-                _overlay(view, lowers, target, f"{upper}/{name}", f"{work}/{name}")
+                try:
+                    _overlay(view, lowers, target, f"{upper}/{name}", f"{work}/{name}")
+                except OSError:
+                    if in_layers or not seen:
+                        raise
+                    # In a user namespace, a folder with mounts of the host's in it (/var) can be no layer.
+                    mount(entry.path, target, flags=MS_BIND | MS_REC)
+                    make_read_only(target)
     for name, mode in (("tmp", 0o1777), ("root", 0o700)):
         if not os.path.isdir(f"{root}/{name}"):
             os.mkdir(f"{root}/{name}")
