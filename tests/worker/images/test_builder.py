@@ -75,6 +75,12 @@ async def test_an_entry_point_drops_the_command_of_the_base(bench):
     assert both.cmd == ("a",)
 
 
+async def test_a_path_that_is_extended_still_has_the_usual_folders(bench):
+    image = await bench.build(DEBIAN, "ENV PATH=/new/bin:$PATH", "RUN ls /")
+    assert image.env["PATH"].startswith("/new/bin:/usr/local/sbin:")
+    assert image.env["PATH"].endswith(":/bin")
+
+
 async def test_build_arguments_are_seen_by_from_and_run_but_kept_by_neither(bench):
     image = await bench.build(
         "ARG SUITE=nowhere",

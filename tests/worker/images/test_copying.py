@@ -151,6 +151,15 @@ async def test_a_step_cannot_mount_or_see_the_hosts_folders(bench, outside):
     assert len(numbers) <= 6  # its own processes only
 
 
+async def test_a_step_cannot_change_the_hosts_kernel(bench):
+    await bench.build(
+        DEBIAN,
+        "RUN ! test -w /proc/sys/kernel/core_pattern && ! test -w /proc/sysrq-trigger && ! test -s /proc/kcore"
+        " && ! test -w /sys/kernel && ! umount /proc/sys 2>/dev/null"
+        " && ! unshare -Urm umount /proc/sys 2>/dev/null && ! unshare -Urmpf mount -t proc none /mnt 2>/dev/null",
+    )
+
+
 async def test_archives_that_climb_stay_inside(bench, context, outside, tmp_path):
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as archive:

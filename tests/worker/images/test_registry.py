@@ -172,6 +172,8 @@ async def test_credentials_open_a_private_registry(puller, registry, tmp_path):
             await puller.build(f"FROM {name}", registry=RegistryAccess("user", "wrong"))
         image = await puller.build(f"FROM {name}", registry=RegistryAccess("user", "password"))
         assert image.layers
+        with pytest.raises(PermissionDenied):  # they are for FROM's registry alone
+            await puller.build("FROM scratch", f"COPY --from={name} /x /", registry=RegistryAccess("user", "password"))
         assert not list((puller.data_dir / "builds").glob("pulled/*")), "who has no credentials gets no kept copy"
     finally:
         private.stop()

@@ -47,8 +47,8 @@ def find_archive(distribution: str, folder: Path = APT_FOLDER) -> Archive:
         if distribution == "debian" and path == "debian-security":
             archive = archive._replace(security=uri)
         elif path == distribution:
-            which = {"security": uri} if suite.endswith("-security") else {"main": uri}
-            archive = archive._replace(**which)
+            is_security = suite.endswith("-security")
+            archive = archive._replace(security=uri) if is_security else archive._replace(main=uri)
     return archive
 
 

@@ -52,7 +52,7 @@ class RootBases:
         wanted = stand_in_for(reference)
         if wanted is None:
             raise FailedPrecondition(f"{reference} cannot be had: {unreachable.message}. {advice_for(reference)}")
-        on_log(INFO, f"{unreachable.message}: a base of Debian's packages stands in for {name}\n")
+        on_log(INFO, f"{unreachable.message}: a base made from packages stands in for {name}\n")
         return await self._stand_ins.make(reference, wanted, commands, on_log)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from aeolian.domain.errors import AeolianError, InvalidArgument
-from aeolian.domain.images import ImageSpec
+from aeolian.domain.images import ImageSpec, RegistryAccess
 from aeolian.worker.images.bases import Bases
 from aeolian.worker.images.configuration import absolute, configured
 from aeolian.worker.images.context import BuildContext
@@ -20,7 +20,7 @@ from aeolian.worker.images.references import own_architecture
 from aeolian.worker.images.run_mounts import RunMount, parse_mount, secret_mount
 from aeolian.worker.images.steps import INFO, OnLog
 from aeolian.worker.images.store import EMPTY_LAYER, ImageStore, StoredImage
-from aeolian.worker.images.workshop import CopyJob, RunJob, Workshop
+from aeolian.worker.images.workshop import PATH, CopyJob, RunJob, Workshop
 
 MAX_LIST_AGE_S = 12 * 3600.0
 """Package lists name files that their archive deletes some time later."""
@@ -103,21 +103,22 @@ class Build:
                 break
             if later.keyword == "RUN":
                 commands.append(later.rest)
-        image = await self._base(parts[0], commands)
+        image = await self._base(parts[0], commands, self._spec.registry)
+        image = msgspec.structs.replace(image, env={"PATH": PATH, **image.env})
         self._stage_names = [str(len(self._stages)), *(part.lower() for part in parts[2:])]
         self._arguments = {}
         self._has_own_cmd = False
         self._become(image)
 
-    async def _base(self, name: str, commands: Sequence[str] = ()) -> StoredImage:
-        """What FROM, `COPY --from` and `--mount=from=` call by that name."""
+    async def _base(self, name: str, commands: Sequence[str] = (), access: RegistryAccess | None = None) -> StoredImage:
+        """What FROM, `COPY --from` and `--mount=from=` call by that name. Credentials are for FROM's registry alone."""
         if name.lower() == "scratch":
             return StoredImage("", layers=(EMPTY_LAYER,))
         if (stage := self._stages.get(name.lower())) is not None:
             return stage
         if (image_id := self._spec.base_image_ids.get(name)) is not None:
             return msgspec.structs.replace(self._tools.store.get(image_id), image_id="")
-        return await self._tools.bases.find(name, self._spec.registry, commands, self._on_log)
+        return await self._tools.bases.find(name, access or RegistryAccess(), commands, self._on_log)
 
     def _become(self, image: StoredImage) -> None:
         self._image = image

@@ -31,6 +31,9 @@ KEPT_CAPABILITIES = frozenset([0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 29, 31])
 """chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot,
 audit_write, setfcap: what Docker gives, but mknod."""
 
+PROTECTED = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+HIDDEN = ("acpi", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list")
+
 
 def main():
     job = json.load(sys.stdin)
@@ -62,6 +65,8 @@ def first_process(job):
             job["view"]["binds"].append([view.resolved(tree, path), target, read_only])
         if job.get("view"):
             view.enter(job["view"], own_pids=job["own_pids"])
+            if not job["user_namespace"]:
+                protect_proc()
         for path, content in job.get("files", {}).items():
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "w") as stream:
@@ -157,6 +162,21 @@ def mount_read_only(layers_folder, layers, target):
     os.makedirs(target, exist_ok=True)
     os.chdir(layers_folder)
     view.mount("overlay", target, "overlay", view.MS_RDONLY, f"lowerdir={':'.join(layers)}")
+
+
+def protect_proc():
+    """Root could change the host's kernel by these files: no capability is asked for."""
+    for name in PROTECTED:
+        path = f"/proc/{name}"
+        if os.path.exists(path):
+            view.mount(path, path, flags=view.MS_BIND | view.MS_REC)
+            view.make_read_only(path)
+    for name in HIDDEN:
+        path = f"/proc/{name}"
+        if os.path.isdir(path):
+            view.mount("none", path, "tmpfs", view.MS_RDONLY)
+        elif os.path.exists(path):
+            view.mount("/dev/null", path, flags=view.MS_BIND)
 
 
 def drop_capabilities():

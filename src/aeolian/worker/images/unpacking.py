@@ -21,7 +21,7 @@ def unpack(archive, media_type, tree):
         stream, helper = _decompressed(blob, media_type)
         os.chroot(tree)
         os.chdir("/")
-        folders = {}
+        folders: dict[str, tarfile.TarInfo] = {}
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=tarfile.TarInfo) as layer:
             for member in layer:
                 _place(layer, member, folders)
