@@ -175,7 +175,7 @@ class Services:
         """What one noun must hear of another."""
         self.apps.fleet = self.containers
         self.calls.when_idle = self.apps.work_finished
-        self.changes.when_rescaled.append(self.pools.unsettle)
+        self.changes.when_rescaled.append(self.containers.rescaled)
         owners = (self.secrets.objects, self.dicts.objects, self.queues.objects, self.volumes)
         for owner in owners:
             owner.check_owner = self.apps.living

@@ -496,10 +496,9 @@ class Containers:
 
     async def definitions_changed(self, app_id: str) -> None:
         for function_id in self._functions.functions_of(app_id):
-            settings = self._settings(function_id)
-            if settings is None:
+            if self._settings(function_id) is None:
                 continue
-            if settings.min_containers or self._pools.get(function_id) is not None:
+            if self._is_kept_warm(function_id) or self._pools.get(function_id) is not None:
                 pool = self._pools.ensure(function_id, app_id)
                 pool.num_failed_starts, pool.not_before, pool.is_retired = 0, 0.0, False
                 self._pools.unsettle(function_id)
@@ -524,11 +523,24 @@ class Containers:
     def keep_warm(self) -> None:
         """After a start: the pools of deployed Functions with a minimum exist although nobody calls them."""
         for app in self._apps.living_apps():
-            for function in self._functions.layout(app.app_id).functions.values():
-                settings = self._settings(function.function_id)
-                if settings is not None and settings.min_containers:
-                    self._pools.ensure(function.function_id, app.app_id)
-                    self._pools.unsettle(function.function_id)
+            for function_id in self._functions.functions_of(app.app_id):
+                self._warm(function_id, app.app_id)
+
+    def rescaled(self, function_id: str) -> None:
+        """Its autoscaler settings were overridden."""
+        self._warm(function_id, self._functions.row(function_id).app_id)
+        self._pools.unsettle(function_id)
+
+    def _warm(self, function_id: str, app_id: str) -> None:
+        if self._is_kept_warm(function_id):
+            self._pools.ensure(function_id, app_id)
+            self._pools.unsettle(function_id)
+
+    def _is_kept_warm(self, function_id: str) -> bool:
+        try:
+            return self._functions.autoscaler_settings(function_id).min_containers > 0
+        except AeolianError:
+            return False
 
     def num_containers(self, app_id: str) -> int:
         return sum(container.app_id == app_id for container in self._containers.values())
