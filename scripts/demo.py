@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from aeolian.worker.images.machine_cache import default_cache_folder
+from aeolian.worker.images.overlay_files import remove_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -56,7 +56,7 @@ def main() -> int:
         console.print("\nInterrupted.")
         status = 130
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     if left := leftovers(folder):
         console.print("\n[bold red]Something is left behind:[/]")
         for line in left:

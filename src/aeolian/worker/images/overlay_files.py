@@ -9,11 +9,20 @@ from pathlib import Path
 
 
 def remove_tree(folder: Path) -> None:
-    """Delete a tree that may hold an overlay's work folder. Never raises."""
-    for work in (folder / "work", *folder.glob("work/*"), *folder.glob("*/work")):
-        with contextlib.suppress(OSError):
-            work.chmod(0o700)
+    """Delete a tree with folders that even their owner may not list, as overlays' work folders are. Never raises."""
+    if os.geteuid() != 0:  # root may list everything
+        _open(folder)
+        for path, names, _ in os.walk(folder):  # from the top: what is opened here can be entered next
+            for name in names:
+                _open(Path(path, name))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        mode = folder.lstat().st_mode
+        if stat.S_ISDIR(mode) and mode & 0o700 != 0o700:
+            folder.chmod(0o700)
 
 
 def is_whiteout(status: os.stat_result) -> bool:
