@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from starting import Place
+from starting import Place, open_place
 
 from aeolian.domain.containers import Resources
 from aeolian.domain.errors import FailedPrecondition
 from aeolian.worker.cgroups import CgroupKind, Cgroups
 from aeolian.worker.hooks.base import Bind
+from aeolian.worker.runtimes import native as native_module
 from aeolian.worker.runtimes.native import NativeRuntime, make_folder_inside
+from aeolian.worker.runtimes.oci_spec import CAPABILITIES
+from aeolian.worker.runtimes.seccomp import seccomp_profile
 
 PROBE = """
 import ctypes, json, os, socket
@@ -96,6 +99,29 @@ async def test_a_container_sees_and_reaches_nothing_of_the_host(native, number):
     assert found["hostname"].startswith("ta-") and found["own address"] == "127.0.1.1"
     assert (found["no new privileges"], found["seccomp"]) == ("1", "2")
     assert found["capabilities"] == [KEPT_CAPABILITIES] * 3 + [0, 0]
+
+
+async def test_without_a_profile_of_the_distribution_aeolians_own_refuses_the_same(tmp_path, small_rootfs, monkeypatch):
+    own = seccomp_profile(CAPABILITIES, tmp_path / "none")
+    monkeypatch.setattr(native_module, "seccomp_profile", lambda capabilities: own)
+    async with open_place("native", tmp_path, small_rootfs) as native:
+        for _ in range(2):
+            found = await probed(native)
+    for what in ("mount", "bind", "remount", "unmount", "namespace", "clone", "node", "raw socket"):
+        assert found[what] in ("Operation not permitted", ""), what
+    assert found["seccomp"] == "2"
+
+
+async def test_threads_processes_and_pools_work_under_the_filter(native):
+    code = (
+        "import concurrent.futures as f, multiprocessing as m, subprocess, threading\n"
+        "if __name__ == '__main__':\n"
+        "  with f.ThreadPoolExecutor(4) as pool: print(sum(pool.map(int, '1234')))\n"
+        "  with m.get_context('fork').Pool(2) as pool: print(pool.map(abs, [-1, -2]))\n"
+        "  print(subprocess.run(['sh', '-c', 'echo shell'], capture_output=True, text=True).stdout.strip())"
+    )
+    ended = await native.run("python", "-c", code)
+    assert ended.stdout.splitlines() == ["10", "[1, 2]", "shell"], ended.stderr
 
 
 async def test_limits_are_in_the_files_of_the_cgroup(native):
@@ -216,7 +242,7 @@ WORKER = """
 import asyncio, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from starting import Place
+from starting import Place, open_place
 from aeolian.worker.runtimes.native import NativeRuntime
 
 async def main():
@@ -282,3 +308,24 @@ def test_a_folder_is_made_inside_a_root_file_system_and_never_where_its_links_le
     make_folder_inside(rootfs, "/link/a/b")
     assert (rootfs / "srv/a/b").is_dir()
     assert list(host.iterdir()) == []
+
+
+async def test_a_container_that_is_cancelled_while_it_starts_leaves_nothing(native):
+    for pause_s in (0, 0.002, 0.01, 0.03):
+        start = native.prepared("sh", "-c", "sleep 600")
+        await native.apply(start)
+        starting = asyncio.create_task(native.runtime.start(start))
+        await asyncio.sleep(pause_s)
+        if starting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+        else:
+            container = starting.result()
+            container.kill()
+            await container.wait()
+            await container.release()
+        group = start.cgroup
+        await native.undo(start)
+        assert not Cgroups().process_ids(group)
+        assert not [folder for folder in Cgroups().hierarchies() if (folder / group.strip("/")).exists()]
+    assert not any((native.data_dir / "runtime/native/crun").iterdir())

@@ -42,7 +42,7 @@ CLEAR_TIMEOUT_S = 10.0
 
 def main() -> None:
     config = json.loads(sys.argv[1])
-    view.prctl(PR_SET_PDEATHSIG, 0)
+    os.set_inheritable(config["descriptor"], False)
     os.setsid()
     with open(config["lock"], "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a predecessor still ends its containers
@@ -178,7 +178,6 @@ class Keeper:
                 os.dup2(descriptor, number)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
-            os.closerange(3, 256)
             os.execvp(argv[0], argv)
         except OSError as error:
             os.write(2, f"{error}\n".encode())
@@ -239,9 +238,9 @@ class Keeper:
         self._finish(kept)
 
     def _end(self, kept: Kept) -> None:
-        """Kill `init`, and with it the namespace. What crun is just starting is killed when it says so."""
+        """Kill `init`, and with it everything in the namespace: the main process, or what crun is just making."""
         kept.is_killed = True
-        for pid in (kept.init, kept.main if kept.code is None else None):
+        for pid in (kept.init, kept.crun, kept.main if kept.code is None else None):
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -271,7 +270,7 @@ def become_init() -> None:
         view.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
-        os.closerange(0, 256)
+        os.closerange(0, max(map(int, os.listdir("/proc/thread-self/fd"))) + 1)
         rename(b"init")
         view.prctl(PR_SET_DUMPABLE, 0)
         while True:

@@ -87,8 +87,8 @@ class Keeper:
             self._say({"start": container_id, **message}, [stdout, stderr])
             pid = await asyncio.wait_for(started, STARTED_TIMEOUT_S)
         except BaseException as error:
-            self._exited.pop(container_id, None)
             self.kill(container_id)
+            await asyncio.wait({exited}, timeout=END_TIMEOUT_S)
             if isinstance(error, TimeoutError):
                 raise Unavailable(f"the container did not start within {STARTED_TIMEOUT_S:g} s") from None
             raise

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from aeolian.domain.errors import Unavailable
 from aeolian.worker.cgroups import Cgroups
 from aeolian.worker.hooks.base import Hook, Start
 from aeolian.worker.hooks.image import ImageHook
@@ -66,6 +67,8 @@ class NativeRuntime:
         limits = LimitsHook(self._cgroups, self.cgroup_of)
         self._hooks = [*layers, ImageHook(images), SdkHook(sdk), *hooks, NamesHook(), limits]
         self._keeper: asyncio.Task[Keeper] | None = None
+        self._is_cleared = False
+        """What a predecessor left is gone."""
 
     async def open(self) -> None:
         """End what a killed predecessor left: its containers, their cgroups and mounts."""
@@ -75,7 +78,8 @@ class NativeRuntime:
     async def close(self) -> None:
         if self._keeper is not None:
             keeper, self._keeper = self._keeper, None
-            await (await keeper).close()
+            with contextlib.suppress(Unavailable):
+                await (await keeper).close()
 
     def cgroup_of(self, container_id: str) -> str:
         return f"{self._parent_cgroup}/{container_id}"
@@ -96,7 +100,7 @@ class NativeRuntime:
             rootfs=rootfs,
             argv=argv,
             env=env,
-            cwd=start.cwd,
+            cwd=os.path.join("/", start.cwd),
             binds=binds,
             hostname=spec.task_id,
             cgroup=start.cgroup,
@@ -142,20 +146,25 @@ class NativeRuntime:
         """The keeper, a new one if it has died; whoever asks meanwhile waits."""
         task = self._keeper
         if task is None or (task.done() and (task.cancelled() or task.exception() or not task.result().is_alive)):
-            config = {
-                "lock": str(self._folder / "lock"),
-                "state": str(self._state),
-                "containers": str(self._containers),
-                "cgroup": self._parent_cgroup,
-                "pid_namespace": str(self._pid_namespace),
-                "is_first": task is None,
-            }
-            task = self._keeper = asyncio.create_task(Keeper.start(config, self._folder / "log"))
+            task = self._keeper = asyncio.create_task(self._start_keeper())
         return await asyncio.shield(task)
+
+    async def _start_keeper(self) -> Keeper:
+        config = {
+            "lock": str(self._folder / "lock"),
+            "state": str(self._state),
+            "containers": str(self._containers),
+            "cgroup": self._parent_cgroup,
+            "pid_namespace": str(self._pid_namespace),
+            "is_first": not self._is_cleared,
+        }
+        keeper = await Keeper.start(config, self._folder / "log")
+        self._is_cleared = True
+        return keeper
 
 
 def _write_bundle(bundle: Path, config: dict, rootfs: Path, cwd: str) -> None:
-    bundle.mkdir()
+    bundle.mkdir(mode=0o700)  # secrets are in it
     (bundle / "config.json").write_text(json.dumps(config))
     make_folder_inside(rootfs, cwd)
 

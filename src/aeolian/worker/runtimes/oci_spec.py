@@ -47,6 +47,8 @@ MAX_PIDS = 16_384
 MAX_OPEN_FILES = 65_536
 MIN_SHARES = 2
 SHARES_PER_CPU = 1024
+OOM_SCORE_ADJ = 500
+"""A host that runs out of memory ends containers before Aeolian itself."""
 MIB = 1 << 20
 HOSTNAME_MAX = 63
 COMPILED_SECCOMP = "run.oci.seccomp_bpf_data"
@@ -93,6 +95,7 @@ def oci_spec(
             "env": [f"{name}={value}" for name, value in env.items()],
             "cwd": cwd,
             "noNewPrivileges": True,
+            "oomScoreAdj": OOM_SCORE_ADJ,
             "capabilities": {name: list(CAPABILITIES) for name in ("bounding", "effective", "permitted")},
             "rlimits": rlimits(),
         },
