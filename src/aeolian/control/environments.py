@@ -4,6 +4,7 @@ import re
 from collections.abc import Awaitable, Callable
 
 import msgspec
+from sqlalchemy.engine import Connection
 
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
@@ -11,7 +12,7 @@ from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgu
 from aeolian.domain.ids import new_id
 from aeolian.domain.suggestions import instead_of
 from aeolian.storage import environments as storage
-from aeolian.storage.database import Database
+from aeolian.storage.database import Database, kept_reply
 from aeolian.storage.environments import Environment
 
 DEFAULT_NAME = "main"
@@ -66,21 +67,19 @@ class Environments:
     def all(self) -> list[Environment]:
         return sorted(self._by_name.values(), key=lambda environment: environment.created_at)
 
-    async def create(self, name: str) -> Environment:
-        """Raises InvalidArgument, AlreadyExists."""
+    async def create(self, name: str, *, once: str | None = None) -> Environment:
+        """`once` names the request (`Database.write`). Raises InvalidArgument, AlreadyExists."""
         _check_name(name)
-        if name in self._by_name:
-            raise AlreadyExists(f"an environment named '{name}' already exists")
-        environment = self._new(name)
+        new = self._new(name)
 
-        def insert(connection) -> None:
+        def insert(connection) -> Environment:
             if any(one.name == name for one in storage.all_environments(connection)):
                 raise AlreadyExists(f"an environment named '{name}' already exists")
-            storage.insert(connection, environment)
+            storage.insert(connection, new)
+            return new
 
-        await self._database.write(insert)
-        self._by_name[name] = environment
-        return environment
+        environment = await self._database.write(insert, once=once, kind=Environment)
+        return self._by_name.setdefault(name, environment)
 
     async def update(
         self,
@@ -93,6 +92,9 @@ class Environments:
         image_builder_version: str | None = None,
     ) -> Environment:
         """Change what is given. Raises NotFound, InvalidArgument, AlreadyExists."""
+        once = caller.once("EnvironmentUpdate")
+        if (done := await self._done_before(once)) is not None and (changed := self.by_id(done)) is not None:
+            return changed
         before = self.resolve(name, caller)
         after = before
         if new_name is not None and new_name != before.name:
@@ -112,7 +114,12 @@ class Environments:
                     f"{image_builder_version!r} is no image builder version: use one of {', '.join(BUILDER_VERSIONS)}"
                 )
             after = msgspec.structs.replace(after, image_builder_version=image_builder_version)
-        await self._database.write(lambda c: storage.update(c, after))
+
+        def change(connection: Connection) -> str:
+            storage.update(connection, after)
+            return after.id
+
+        await self._database.write(change, once=once)
         del self._by_name[before.name]
         self._by_name[after.name] = after
         if after.name != before.name:
@@ -122,6 +129,9 @@ class Environments:
 
     async def delete(self, name: str, caller: Caller) -> None:
         """With all that is in it. Raises NotFound, FailedPrecondition for the default one."""
+        once = caller.once("EnvironmentDelete")
+        if await self._done_before(once) is not None:
+            return
         environment = self.resolve(name, caller)
         if environment.is_default:
             raise FailedPrecondition(f"'{environment.name}' is the default environment: it cannot be deleted")
@@ -130,10 +140,19 @@ class Environments:
         try:
             for callback in self.when_deleted:
                 await callback(environment.id, caller.workspace)
-            await self._database.write(lambda c: storage.delete(c, environment.id))
+
+            def delete(connection: Connection) -> str:
+                storage.delete(connection, environment.id)
+                return environment.id
+
+            await self._database.write(delete, once=once)
         except BaseException:
             self._by_name.setdefault(environment.name, environment)
             raise
+
+    async def _done_before(self, once: str | None) -> str | None:
+        """The id of the environment that a repetition of this request changed, in this life of the server or before."""
+        return await self._database.read(lambda c: kept_reply(c, once)) if once is not None else None
 
     def builder_version_for(self, environment: Environment, caller: Caller) -> str:
         """The environment's image builder version, as far as the caller's SDK knows it."""

@@ -64,13 +64,13 @@ class ImageNames:
             published_by=caller.workspace,
         )
 
-        def write(connection: Connection) -> None:
+        def write(connection: Connection) -> str:
             if storage.get(connection, image.image_id) is None:
                 raise NotFound(f"image {image.image_id} was deleted meanwhile: build it again, then publish it")
             storage.publish(connection, tag)
+            return tag.revision_id
 
-        await self._database.write(write)
-        return tag.revision_id
+        return await self._database.write(write, once=caller.once("ImagePublish"))
 
     async def find(self, name: Name) -> ImageTag:
         """Raises NotFound."""
@@ -108,7 +108,8 @@ class ImageNames:
     async def delete(self, name: Name, caller: Caller) -> None:
         """The name and its history; the image stays. Raises NotFound."""
         self._check_own(name, caller)
-        if not await self._database.write(lambda c: storage.delete_tag(c, name.environment.id, name.tag)):
+        once = caller.once("ImageNameDelete")
+        if not await self._database.write(lambda c: storage.delete_tag(c, name.environment.id, name.tag), once=once):
             raise NotFound(f"no image is published as '{name.tag}' in environment '{name.environment.name}'")
 
     async def delete_in(self, environment_id: str) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 from modal_proto import api_pb2
+from sqlalchemy.engine import Connection
 
 from aeolian.control import image_definitions
 from aeolian.control.apps import Apps
@@ -35,7 +36,7 @@ from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound,
 from aeolian.domain.ids import content_id, new_id
 from aeolian.domain.logs import LogBatch, LogFilter
 from aeolian.storage import images as storage
-from aeolian.storage.database import Database
+from aeolian.storage.database import Database, kept_reply
 from aeolian.storage.images import Image
 
 MAX_KNOWN = 4096
@@ -266,6 +267,9 @@ class Images:
 
     async def delete(self, image_id: str, caller: Caller) -> None:
         """With its names. What was built on top of it stays. Raises NotFound, FailedPrecondition while it is built."""
+        once = caller.once("ImageDelete")
+        if once is not None and await self._database.read(lambda c: kept_reply(c, once)):
+            return
         image = await self.get(image_id, caller)
         app = self._apps.known(image.app_id)
         if caller.is_container and (app is None or app.environment_name != caller.environment_name):
@@ -276,7 +280,12 @@ class Images:
         async with self._creating:
             if self._builds.get(image_id) is not None:
                 raise FailedPrecondition(f"image {image_id} is being built: stop its App, or wait for the end")
-            await self._database.write(lambda c: storage.delete(c, image_id))
+
+            def delete(connection: Connection) -> bool:
+                storage.delete(connection, image_id)
+                return True
+
+            await self._database.write(delete, once=once)
             self._known.pop(image_id, None)
 
     # ---- output of builds -------------------------------------------------------------------------------

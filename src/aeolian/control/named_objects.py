@@ -162,7 +162,8 @@ class NamedObjects:
             fill(connection, item.object_id)
             return item
 
-        return await self._database.write(create)
+        once = caller.once(f"{self.title}GetOrCreate") if if_exists == "fail" else None
+        return await self._database.write(create, once=once, kind=NamedObject)
 
     async def create_anonymous(
         self,
@@ -178,11 +179,13 @@ class NamedObjects:
         environment = self._environments.resolve(environment_name, caller)
         item = self._new(environment.id, "", "owned" if app_id else "ephemeral", caller, app_id)
 
-        def create(connection: Connection) -> None:
+        def create(connection: Connection) -> NamedObject:
             storage.insert(connection, item)
             fill(connection, item.object_id)
+            return item
 
-        await self._database.write(create)
+        once = caller.once(f"{self.title}GetOrCreate")
+        item = await self._database.write(create, once=once, kind=NamedObject)
         if not app_id:
             self._heard_at[item.object_id] = self._clock.now()
         return item
@@ -209,7 +212,7 @@ class NamedObjects:
             self.existing(connection, object_id, caller)
             self._delete(object_id, connection)
 
-        await self._database.write(delete)
+        await self._database.write(delete, once=caller.once(f"{self.title}Delete"))
         self._deleted(object_id)
 
     async def delete_owned_by(self, app_id: str) -> None:

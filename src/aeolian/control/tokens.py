@@ -102,8 +102,9 @@ class Tokens:
             raise NotFound(f"there is no token {token_id!r}")
         self._forget(token_id)
 
-    async def delete(self, token_id: str) -> None:
-        if not await self._database.write(lambda c: storage.delete(c, token_id)):
+    async def delete(self, token_id: str, *, once: str | None = None) -> None:
+        """`once` names the request (`Database.write`)."""
+        if not await self._database.write(lambda c: storage.delete(c, token_id), once=once):
             raise NotFound(f"there is no token {token_id!r}")
         self._forget(token_id)
 

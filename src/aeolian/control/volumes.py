@@ -145,7 +145,8 @@ class Volumes:
             storage.insert_volume(connection, volume)
             return volume
 
-        return await self._database.write(create)
+        once = caller.once("VolumeGetOrCreate") if if_exists != "return" else None
+        return await self._database.write(create, once=once, kind=Volume)
 
     async def create_anonymous(
         self,
@@ -161,22 +162,26 @@ class Volumes:
             self.check_owner(app_id, caller)
         environment = self._environments.resolve(environment_name, caller)
         kind = "owned" if app_id else "ephemeral"
-        volume = self._new(environment.id, "", kind, caller, fs_version, options, app_id)
-        await self._database.write(lambda connection: storage.insert_volume(connection, volume))
+        new = self._new(environment.id, "", kind, caller, fs_version, options, app_id)
+
+        def create(connection: Connection) -> Volume:
+            storage.insert_volume(connection, new)
+            return new
+
+        volume = await self._database.write(create, once=caller.once("VolumeGetOrCreate"), kind=Volume)
         if kind == "ephemeral":
             self._heard_at[volume.volume_id] = self._clock.now()
         return volume
 
-    async def heartbeat(self, volume_id: str) -> None:
+    async def heartbeat(self, volume_id: str, caller: Caller) -> None:
         """Raises NotFound for an ephemeral volume that is gone."""
-        if volume_id not in self._heard_at:
-            await self.get(volume_id)
-            return
-        self._heard_at[volume_id] = self._clock.now()
+        await self.get(volume_id, caller)
+        if volume_id in self._heard_at:
+            self._heard_at[volume_id] = self._clock.now()
 
-    async def get(self, volume_id: str) -> Volume:
-        """Raises NotFound."""
-        return await self._database.read(lambda connection: existing_volume(connection, volume_id))
+    async def get(self, volume_id: str, caller: Caller) -> Volume:
+        """One of the caller's workspace. Raises NotFound."""
+        return await self._database.read(lambda connection: _own(connection, volume_id, caller))
 
     async def list_named(
         self, environment_name: str, caller: Caller, created_before: float = 0.0, limit: int = 100
@@ -189,12 +194,12 @@ class Volumes:
         )
         return environment.name, found
 
-    async def rename(self, volume_id: str, name: str) -> None:
+    async def rename(self, volume_id: str, name: str, caller: Caller) -> None:
         """Raises NotFound, AlreadyExists."""
         _check_name(name)
 
         def rename(connection: Connection) -> None:
-            volume = existing_volume(connection, volume_id)
+            volume = _own(connection, volume_id, caller)
             if not volume.name:
                 raise FailedPrecondition(f"Volume {volume_id} is anonymous: it has no name to change")
             other = storage.find_volume(connection, volume.environment_id, name)
@@ -204,10 +209,14 @@ class Volumes:
 
         await self._database.write(rename)
 
-    async def delete(self, volume_id: str) -> None:
+    async def delete(self, volume_id: str, caller: Caller) -> None:
         """Delete the volume and all that is in it. Raises NotFound."""
-        if not await self._database.write(partial(_delete, volume_id)):
-            raise no_such_volume(volume_id)
+
+        def delete(connection: Connection) -> None:
+            _own(connection, volume_id, caller)
+            _delete(volume_id, connection)
+
+        await self._database.write(delete, once=caller.once("VolumeDelete"))
         self._heard_at.pop(volume_id, None)
 
     # ---- helpers ----------------------------------------------------------------------------------------
@@ -237,6 +246,13 @@ class Volumes:
             created_at=self._last_created_at,
             created_by=caller.workspace,
         )
+
+
+def _own(connection: Connection, volume_id: str, caller: Caller) -> Volume:
+    volume = existing_volume(connection, volume_id)
+    if volume.created_by != caller.workspace:
+        raise no_such_volume(volume_id)
+    return volume
 
 
 def _delete(volume_id: str, connection: Connection) -> bool:

@@ -22,7 +22,9 @@ class EnvironmentRpcs:
             if request.object_creation_type != api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING:
                 raise
             _refuse_container(caller)
-            environment = await self._environments.create(request.deployment_name)
+            environment = await self._environments.create(
+                request.deployment_name, once=caller.once("EnvironmentGetOrCreate")
+            )
         return api_pb2.EnvironmentGetOrCreateResponse(
             environment_id=environment.id,
             metadata=api_pb2.EnvironmentMetadata(name=environment.name, settings=self._settings(environment, caller)),
@@ -30,7 +32,7 @@ class EnvironmentRpcs:
 
     async def EnvironmentCreate(self, request: api_pb2.EnvironmentCreateRequest, caller: Caller) -> Empty:
         _refuse_container(caller)
-        await self._environments.create(request.name)
+        await self._environments.create(request.name, once=caller.once("EnvironmentCreate"))
         return Empty()
 
     async def EnvironmentList(self, request: Empty, caller: Caller) -> api_pb2.EnvironmentListResponse:

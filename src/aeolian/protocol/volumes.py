@@ -69,11 +69,11 @@ class VolumeRpcs:
     async def VolumeGetById(
         self, request: api_pb2.VolumeGetByIdRequest, caller: Caller
     ) -> api_pb2.VolumeGetByIdResponse:
-        volume = await self._volumes.get(request.volume_id)
+        volume = await self._volumes.get(request.volume_id, caller)
         return api_pb2.VolumeGetByIdResponse(volume_id=volume.volume_id, metadata=metadata_of(volume))
 
     async def VolumeHeartbeat(self, request: api_pb2.VolumeHeartbeatRequest, caller: Caller) -> Empty:
-        await self._volumes.heartbeat(request.volume_id)
+        await self._volumes.heartbeat(request.volume_id, caller)
         return Empty()
 
     async def VolumeList(self, request: api_pb2.VolumeListRequest, caller: Caller) -> api_pb2.VolumeListResponse:
@@ -96,11 +96,11 @@ class VolumeRpcs:
         )
 
     async def VolumeRename(self, request: api_pb2.VolumeRenameRequest, caller: Caller) -> Empty:
-        await self._volumes.rename(request.volume_id, request.name)
+        await self._volumes.rename(request.volume_id, request.name, caller)
         return Empty()
 
     async def VolumeDelete(self, request: api_pb2.VolumeDeleteRequest, caller: Caller) -> Empty:
-        await self._volumes.delete(request.volume_id)
+        await self._volumes.delete(request.volume_id, caller)
         return Empty()
 
     # ---- files ------------------------------------------------------------------------------------------
@@ -108,16 +108,17 @@ class VolumeRpcs:
     async def VolumeListFiles(
         self, request: api_pb2.VolumeListFilesRequest, caller: Caller
     ) -> AsyncIterator[api_pb2.VolumeListFilesResponse]:
-        async for entries in self._list(request):
+        async for entries in self._list(request, caller):
             yield api_pb2.VolumeListFilesResponse(entries=entries)
 
     async def VolumeListFiles2(
         self, request: api_pb2.VolumeListFiles2Request, caller: Caller
     ) -> AsyncIterator[api_pb2.VolumeListFiles2Response]:
-        async for entries in self._list(request):
+        async for entries in self._list(request, caller):
             yield api_pb2.VolumeListFiles2Response(entries=entries)
 
-    async def _list(self, request) -> AsyncIterator[list[api_pb2.FileEntry]]:
+    async def _list(self, request, caller: Caller) -> AsyncIterator[list[api_pb2.FileEntry]]:
+        await self._volumes.get(request.volume_id, caller)
         max_entries = request.max_entries if request.HasField("max_entries") else None
         async for entries in self._contents.list_files(
             request.volume_id, request.path, recursive=request.recursive, max_entries=max_entries
@@ -127,6 +128,7 @@ class VolumeRpcs:
     async def VolumePutFiles(self, request: api_pb2.VolumePutFilesRequest, caller: Caller) -> Empty:
         files = [StoredFile(file.filename, _mode(file), file.sha256_hex) for file in request.files]
         overwrite = not request.disallow_overwrite_existing_files
+        await self._volumes.get(request.volume_id, caller)
         await self._contents.put_stored_files(
             request.volume_id, files, overwrite=overwrite, once=caller.once("VolumePutFiles")
         )
@@ -140,6 +142,7 @@ class VolumeRpcs:
             for file in request.files
         ]
         overwrite = not request.disallow_overwrite_existing_files
+        await self._volumes.get(request.volume_id, caller)
         missing = await self._contents.put_block_files(
             request.volume_id, files, overwrite=overwrite, once=caller.once("VolumePutFiles2")
         )
@@ -155,6 +158,7 @@ class VolumeRpcs:
     async def VolumeGetFile2(
         self, request: api_pb2.VolumeGetFile2Request, caller: Caller
     ) -> api_pb2.VolumeGetFile2Response:
+        await self._volumes.get(request.volume_id, caller)
         # Every part is sent in full, so clients with and without `client_pads_blocks` are served alike.
         slices = await self._contents.slices(request.volume_id, request.path, request.start, request.len)
         return api_pb2.VolumeGetFile2Response(
@@ -168,6 +172,7 @@ class VolumeRpcs:
         return await self._remove(request, caller, "VolumeRemoveFile2")
 
     async def _remove(self, request, caller: Caller, method: str) -> Empty:
+        await self._volumes.get(request.volume_id, caller)
         await self._contents.remove(
             request.volume_id, request.path, recursive=request.recursive, once=caller.once(method)
         )
@@ -180,6 +185,7 @@ class VolumeRpcs:
         return await self._copy(request, caller, "VolumeCopyFiles2")
 
     async def _copy(self, request, caller: Caller, method: str) -> Empty:
+        await self._volumes.get(request.volume_id, caller)
         await self._contents.copy(
             request.volume_id,
             list(request.src_paths),
@@ -192,13 +198,13 @@ class VolumeRpcs:
     # ---- what only a container can do -------------------------------------------------------------------
 
     async def VolumeCommit(self, request: api_pb2.VolumeCommitRequest, caller: Caller) -> api_pb2.VolumeCommitResponse:
-        raise await self._refuse(request.volume_id, "commit")
+        raise await self._refuse(request.volume_id, caller, "commit")
 
     async def VolumeReload(self, request: api_pb2.VolumeReloadRequest, caller: Caller) -> Empty:
-        raise await self._refuse(request.volume_id, "reload")
+        raise await self._refuse(request.volume_id, caller, "reload")
 
-    async def _refuse(self, volume_id: str, verb: str) -> FailedPrecondition:
-        await self._volumes.get(volume_id)
+    async def _refuse(self, volume_id: str, caller: Caller, verb: str) -> FailedPrecondition:
+        await self._volumes.get(volume_id, caller)
         return FailedPrecondition(
             f"Volume {volume_id} is not mounted here: {verb} it inside a container that mounts it"
         )

@@ -83,7 +83,7 @@ class WorkspaceRpcs:
             raise FailedPrecondition(
                 f"{caller.token_id} is the token of this very request: use another one to delete it"
             )
-        await self._tokens.delete(request.token_id)
+        await self._tokens.delete(request.token_id, once=caller.once("TokenDelete"))
         return Empty()
 
     async def ObjectSuggest(

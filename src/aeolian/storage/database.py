@@ -74,16 +74,17 @@ class Database:
         self._readers.shutdown()
         self.engine.dispose()
 
-    async def write(self, fn: Callable[[Connection], T], *, once: str | None = None) -> T:
+    async def write(self, fn: Callable[[Connection], T], *, once: str | None = None, kind: Any = Any) -> T:
         """Run `fn(connection)` in a write transaction; return its result after the commit.
 
         `fn` may run twice (when a neighbour in its group failed), so it must have no effect but on the
-        connection. With `once`, a key that names the request, the result (plain values only) is stored in the
-        same transaction, and a later write with the same key returns it without running `fn`.
+        connection. With `once`, a key that names the request, the result (of type `kind`, where it is more than
+        plain values) is stored in the same transaction, and a later write with the same key returns it without
+        running `fn`.
 
         Raises what `fn` raises, `OutOfSpace` when the disk is full, `Unavailable` when the database is away.
         """
-        return await self._submit(fn if once is None else _Once(fn, once), None)
+        return await self._submit(fn if once is None else _Once(fn, once, kind), None)
 
     async def append(self, statement: sa.Executable, rows: Sequence[dict]) -> None:
         """Execute `statement` for `rows`; neighbouring appends of the same statement object become one call."""
@@ -151,13 +152,13 @@ class Database:
 class _Once:
     """A write whose result is stored under a key, in the same transaction."""
 
-    def __init__(self, fn: Callable[[Connection], Any], key: str):
-        self.fn, self.key = fn, key
+    def __init__(self, fn: Callable[[Connection], Any], key: str, kind: Any):
+        self.fn, self.key, self.kind = fn, key, kind
 
     def __call__(self, connection: Connection) -> Any:
         row = connection.execute(sa.select(replies.c.reply).where(replies.c.key == self.key)).first()
         if row is not None:
-            return msgspec.msgpack.decode(row.reply)
+            return msgspec.msgpack.decode(row.reply, type=self.kind)
         result = self.fn(connection)
         connection.execute(
             replies.insert(), {"key": self.key, "reply": msgspec.msgpack.encode(result), "created_at": time.time()}
