@@ -21,6 +21,7 @@ from aeolian import __version__
 from aeolian.worker import mounting
 from aeolian.worker.cgroups import CgroupKind, Cgroups
 from aeolian.worker.images.apt_sources import configured_uris, find_archive
+from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.interpreters import find_interpreters
 from aeolian.worker.package_index import installer_env
 from aeolian.worker.runtimes.process import find_capabilities
@@ -88,7 +89,7 @@ async def _place_to_try(data_dir: Path) -> AsyncIterator[Path]:
     try:
         yield Path(folder)
     finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, Path(folder))
 
 
 # ---- what containers run in ----------------------------------------------------------------------------------

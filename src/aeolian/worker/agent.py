@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +37,7 @@ from aeolian.domain.link import (
     Welcome,
 )
 from aeolian.worker.container import WorkerContainer
+from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.images.store import StoredImage
 from aeolian.worker.link import ServerLink
 from aeolian.worker.logs import LogSender
@@ -124,7 +124,7 @@ class Agent:
 
     async def open(self) -> None:
         """Start serving. What a killed predecessor left has been ended by the runtime."""
-        await asyncio.to_thread(shutil.rmtree, self._containers_dir, True)
+        await asyncio.to_thread(remove_tree, self._containers_dir)
         self._containers_dir.mkdir(parents=True, exist_ok=True)
         self.link.open()
 

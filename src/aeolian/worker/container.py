@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import tempfile
 import time
@@ -19,6 +18,7 @@ from aeolian.domain.errors import AeolianError
 from aeolian.domain.link import AssignInputs, CancelInputs, ContainerChanged, ContainerReport, Event, StopContainer
 from aeolian.worker.container_inputs import ContainerInputs
 from aeolian.worker.hooks.base import Hook, Start
+from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.logs import LogPump, LogSender
 from aeolian.worker.rpc import Answer, ContainerServer, ContainerService, parsed
 from aeolian.worker.runtimes.base import RunningContainer, Runtime
@@ -256,7 +256,7 @@ class WorkerContainer:
             await self._on_ended(self, start.upper if start is not None else None)
         for folder in (self._folder, self._socket_folder):
             if folder is not None:
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await asyncio.to_thread(remove_tree, folder)
 
     def _socket_path(self) -> Path:
         """Unix sockets have short names: a deep data directory needs another place for them."""

@@ -4,10 +4,10 @@ import contextlib
 import ctypes
 import errno
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.runtimes import view
 
 MS_SHARED = 1 << 20
@@ -88,7 +88,7 @@ def can_mount_overlays(folder: Path) -> bool:
         return False
     finally:
         unmount(probe / "merged", detach=True)
-        _remove_tree(probe)
+        remove_tree(probe)
     return True
 
 
@@ -96,13 +96,6 @@ def _targets() -> list[bytes]:
     """Where something is mounted, in the order of mounting."""
     with open("/proc/self/mountinfo", "rb") as stream:
         return [_unescaped(line.split(b" ")[4]) for line in stream]
-
-
-def _remove_tree(folder: Path) -> None:
-
-    with contextlib.suppress(OSError):
-        (folder / "work/work").chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _escaped(path: Path) -> str:

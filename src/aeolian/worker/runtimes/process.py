@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from aeolian.domain.errors import AeolianError, FailedPrecondition
 from aeolian.worker.hooks.base import Bind, Hook, Start
 from aeolian.worker.hooks.image import DEFAULT_PATH, ImageHook
 from aeolian.worker.hooks.sdk import SITE_TARGET, SdkHook, brings_own_sdk
+from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.images.store import ImageStore, StoredImage
 from aeolian.worker.runtimes.base import runtime_folder
 from aeolian.worker.runtimes.fork_server import ForkedContainer, Zygote, ZygoteConfig
@@ -97,7 +97,7 @@ class ProcessRuntime:
         self._closing = False
 
     async def open(self) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._folder / "zygotes", True)
+        await asyncio.to_thread(remove_tree, self._folder / "zygotes")
         (self._folder / "zygotes").mkdir()
         self.capabilities = await find_capabilities(self._folder)
         log.warning(
@@ -283,19 +283,11 @@ async def find_capabilities(folder: Path) -> Capabilities:
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         stdout, stderr = await process.communicate()
-        await asyncio.to_thread(remove_overlay_tree, place)
+        await asyncio.to_thread(remove_tree, place)
         problem = json.loads(stdout) if stdout else stderr.decode("utf-8", "replace")[-300:]
         if not problem:
             return Capabilities(True, user_namespace=mode == "user", own_pids="pids" in mode)
     return Capabilities(False, problem=problem)
-
-
-def remove_overlay_tree(folder: Path) -> None:
-    """Delete a folder that holds work folders of overlays, which nobody may list."""
-    for work in folder.glob("work/*/work"):
-        with contextlib.suppress(OSError):
-            work.chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _host_files(image: StoredImage) -> list[Bind]:
