@@ -1,6 +1,7 @@
 """Watches the pools and carries out what the autoscaler plans for them."""
 
 import asyncio
+import contextlib
 import logging
 
 from aeolian.control import autoscaler
@@ -25,6 +26,8 @@ class Autoscaling:
         self._functions = functions
         self._pools = pools
         self._containers = containers
+        self._due: dict[str, float] = {}
+        """When to look at a pool again although nothing has happened to it."""
         self._task: asyncio.Task | None = None
 
     def start(self) -> None:
@@ -36,45 +39,59 @@ class Autoscaling:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _loop(self) -> None:
-        """Looks at a pool at once when something happened to it, and at all with a queue or idle containers by tick."""
+        """Looks at a pool when something happened to it, and when its time has come."""
         while True:
-            busy = any(pool.num_queued for pool in self._pools.all())
-            try:
-                async with asyncio.timeout(BUSY_TICK_S if busy else IDLE_TICK_S):
+            first = min(self._due.values(), default=None)
+            timeout_s = None if first is None else max(0.0, first - self._clock.monotonic())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
                     await self._pools.woken.wait()
-                touched = self._pools.unsettled
-            except TimeoutError:
-                touched = {pool.function_id for pool in self._pools.all()}
             self._pools.woken.clear()
-            self._pools.unsettled = set()
+            touched, self._pools.unsettled = self._pools.unsettled, set()
+            now = self._clock.monotonic()
+            touched |= {function_id for function_id, at in self._due.items() if at <= now}
             for function_id in touched:
+                self._due.pop(function_id, None)
                 if (pool := self._pools.get(function_id)) is None:
                     continue
                 try:
-                    self._settle(pool)
+                    due = self._settle(pool)
                 except Exception:
                     log.exception("the pool of %s could not be scaled", function_id)
+                    due = now + IDLE_TICK_S
+                if due is not None:
+                    self._due[function_id] = due
 
-    def _settle(self, pool: Pool) -> None:
+    def _settle(self, pool: Pool) -> float | None:
+        """Start and stop containers of a pool. Returns when to look at it again, if nothing happens to it before."""
         settings = self._pools.settings(pool)
         if settings is None:
             if not pool.containers and not pool.num_queued:
                 self._pools.remove_pool(pool.function_id)
-            return
+            return None
         pool.head()  # drops finished entries
-        limits = self._limits(pool, settings)
-        plan = autoscaler.plan(self._view(pool, settings, limits), self._clock.monotonic(), self._containers.num_cores)
+        limits, now = self._limits(pool, settings), self._clock.monotonic()
+        view = self._view(pool, settings, limits)
+        plan = autoscaler.plan(view, now, self._containers.num_cores)
         for task_id in plan.stop:
             if (container := pool.containers.get(task_id)) is not None:
                 reason = "it was idle" if container.idle_since else "there are more than `max_containers` of them"
                 self._containers.stop_container(container, drain=True, reason=reason)
-        if plan.start:
-            started = self._containers.start(pool, settings, plan.start)
-            if started < plan.start and pool.num_queued:
-                self._containers.make_room(pool)
-        is_unused = pool.is_retired or self._clock.monotonic() - pool.used_at > FORGET_POOL_S
-        if is_unused and not pool.containers and not pool.num_queued and not limits.min_containers:
+        started = self._containers.start(pool, settings, plan.start)
+        pool.is_denied = started < plan.start
+        if pool.is_denied:
+            self._containers.make_room(pool, settings)
+        is_unused = not (pool.containers or pool.num_queued or limits.min_containers)
+        if is_unused and (pool.is_retired or now - pool.used_at >= FORGET_POOL_S):
             self._pools.remove_pool(pool.function_id)
+            return None
+        if pool.num_queued:
+            return now + BUSY_TICK_S
+        if pool.is_denied:
+            return now + IDLE_TICK_S
+        later = [pool.not_before, pool.used_at + FORGET_POOL_S if is_unused else 0.0]
+        later += [since + limits.scaledown_window_s for task_id, since in view.idle if task_id not in plan.stop]
+        return min((at for at in later if at > now), default=None)
 
     def _limits(self, pool: Pool, settings: PoolSettings) -> AutoscalerSettings:
         try:

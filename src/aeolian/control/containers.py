@@ -221,12 +221,12 @@ class Containers:
         container.is_sent = True
         worker.send(StartContainer(spec))
 
-    def _views(self) -> list[scheduler.WorkerView]:
+    def _views(self, without: Sequence[Container] = ()) -> list[scheduler.WorkerView]:
         used: dict[str, list[int]] = {}
         workers = self._workers.available()
         sizes = {worker.worker_id: worker for worker in workers}
         for container in self._containers.values():
-            if (worker := sizes.get(container.worker_id)) is None:
+            if (worker := sizes.get(container.worker_id)) is None or container in without:
                 continue
             sums = used.setdefault(container.worker_id, [0, 0, 0])
             sums[0] += 0 if container.is_blocked else min(container.resources.milli_cpu, worker.milli_cpu)
@@ -243,21 +243,31 @@ class Containers:
             for worker in workers
         ]
 
-    def make_room(self, for_pool: Pool) -> bool:
-        """End the container that has been idle longest in another pool. False: there is none."""
+    def make_room(self, for_pool: Pool, settings: PoolSettings) -> None:
+        """End containers of other pools that have been idle longest, if that makes room for one of this pool."""
+        if any(c.state is ContainerState.STOPPING and not c.held for c in self._containers.values()):
+            return  # some room is on its way
         idle = [
             container
             for pool in self._pools.all()
-            if pool is not for_pool and (settings := self._pools.settings(pool)) is not None
-            if sum(other.takes_inputs for other in pool.containers.values()) > settings.min_containers
-            for container in pool.containers.values()
-            if container.idle_since and container.state is ContainerState.RUNNING
+            if pool is not for_pool
+            for container in self._spare(pool)
+            if container.resources.gpu_count or not settings.resources.gpu_count
         ]
-        if not idle:
-            return False
-        oldest = min(idle, key=lambda container: container.idle_since)
-        self.stop_container(oldest, drain=True, reason="others need its place")
-        return True
+        ending: list[Container] = []
+        for container in sorted(idle, key=lambda container: container.idle_since):
+            ending.append(container)
+            if scheduler.place(settings.resources, self._views(without=ending), is_needed=False) is not None:
+                for victim in ending:
+                    self.stop_container(victim, drain=True, reason="others need its place")
+                return
+
+    def _spare(self, pool: Pool) -> list[Container]:
+        """Idle containers of a pool beyond its minimum, those that have been idle longest."""
+        num_open = sum(container.takes_inputs for container in pool.containers.values())
+        idle = [c for c in pool.containers.values() if c.idle_since and c.state is ContainerState.RUNNING]
+        idle.sort(key=lambda container: container.idle_since)
+        return idle[: max(0, num_open - self._min_containers(pool.function_id))]
 
     @property
     def num_cores(self) -> int:
@@ -414,6 +424,9 @@ class Containers:
         pool = self._pools.get(container.function_id)
         if pool is not None and never_ran and not was_stopping and not is_lost and self._is_current(container):
             self._start_failed(pool, container, exit, task_result)
+        for other in self._pools.all():
+            if other.is_denied:
+                self._pools.unsettle(other.function_id)
         explanation = explain(container.task_id, exit)
         lost_to_us = was_stopping or exit.reason
         self._calls.container_lost(held, None if lost_to_us else exit, explanation)
@@ -498,7 +511,7 @@ class Containers:
         for function_id in self._functions.functions_of(app_id):
             if self._settings(function_id) is None:
                 continue
-            if self._is_kept_warm(function_id) or self._pools.get(function_id) is not None:
+            if self._min_containers(function_id) or self._pools.get(function_id) is not None:
                 pool = self._pools.ensure(function_id, app_id)
                 pool.num_failed_starts, pool.not_before, pool.is_retired = 0, 0.0, False
                 self._pools.unsettle(function_id)
@@ -532,15 +545,15 @@ class Containers:
         self._pools.unsettle(function_id)
 
     def _warm(self, function_id: str, app_id: str) -> None:
-        if self._is_kept_warm(function_id):
+        if self._min_containers(function_id):
             self._pools.ensure(function_id, app_id)
             self._pools.unsettle(function_id)
 
-    def _is_kept_warm(self, function_id: str) -> bool:
+    def _min_containers(self, function_id: str) -> int:
         try:
-            return self._functions.autoscaler_settings(function_id).min_containers > 0
+            return self._functions.autoscaler_settings(function_id).min_containers
         except AeolianError:
-            return False
+            return 0
 
     def num_containers(self, app_id: str) -> int:
         return sum(container.app_id == app_id for container in self._containers.values())

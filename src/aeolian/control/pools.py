@@ -48,6 +48,8 @@ class Pool:
         self.num_failed_starts = 0
         self.not_before = 0.0
         """No container is started before this time."""
+        self.is_denied = False
+        """It wants more containers than have found a place."""
         self.is_retired = False
         self.used_at = 0.0
         self.lingering: asyncio.TimerHandle | None = None
