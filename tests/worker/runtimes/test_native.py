@@ -1,10 +1,12 @@
 """What only the native runtime promises: isolation, limits, and that nothing of it outlives its worker."""
 
 import asyncio
+import functools
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -142,6 +144,20 @@ async def test_limits_are_in_the_files_of_the_cgroup(native):
     assert started.running.pid in Cgroups().process_ids(group)
     started.running.kill()
     await started.ended()
+
+
+async def test_nothing_is_left_below_the_empty_hierarchy_of_a_hybrid_host(native):
+    if Cgroups().kind is not CgroupKind.HYBRID:
+        pytest.skip(f"this host's cgroups are not hybrid but {Cgroups().kind}")
+    await native.run("sh", "-c", "true")
+    code = (
+        "import os\nfrom aeolian.worker.cgroups import UNIFIED\nfrom aeolian.worker.runtimes import view\n"
+        "from aeolian.worker import mounting\nview.enter_namespaces(False)\nmounting.unmount(UNIFIED, detach=True)\n"
+        "print(*os.listdir(UNIFIED))"
+    )
+    run = functools.partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seen = (await asyncio.to_thread(run)).stdout.split()
+    assert native.runtime.cgroup_of("").strip("/") not in seen
 
 
 async def test_a_container_that_takes_too_much_memory_is_said_to_have_been_killed_for_it(native):

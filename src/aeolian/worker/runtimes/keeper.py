@@ -171,7 +171,7 @@ class Keeper:
             view.unshare(view.CLONE_NEWNS)
             view.mount("none", "/", flags=view.MS_REC | view.MS_SLAVE)
             if self._hides_unified:
-                mounting.unmount(UNIFIED, detach=True)
+                view.mount("none", UNIFIED, "tmpfs")
             view.mount(f"/proc/{init}/ns/pid", self._mount_point, flags=view.MS_BIND)
             null = os.open(os.devnull, os.O_RDONLY)
             for number, descriptor in enumerate((null, stdout, stderr)):

@@ -62,6 +62,7 @@ class NativeRuntime:
         self._cgroups = Cgroups()
         self._parent_cgroup = f"/aeolian-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]}"
         self._limits_swap = self._cgroups.can_limit_swap()
+        self._crun_path = shutil.which(CRUN) or CRUN
         self._seccomp = seccomp_profile(CAPABILITIES)
         self._compiled_seccomp = ""
         limits = LimitsHook(self._cgroups, self.cgroup_of)
@@ -138,7 +139,7 @@ class NativeRuntime:
     def _crun(self, bundle: Path, container_id: str) -> list[str]:
         """The state is removed by us: `crun delete` would do no more, and takes its time."""
         return [
-            CRUN, "--root", str(self._state), "--cgroup-manager", "cgroupfs", "--log", str(bundle / "log"),
+            self._crun_path, "--root", str(self._state), "--cgroup-manager", "cgroupfs", "--log", str(bundle / "log"),
             "create", "--bundle", str(bundle), "--pid-file", str(bundle / "pid_file"), container_id,
         ]  # fmt: skip
 
