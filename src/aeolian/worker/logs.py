@@ -5,10 +5,14 @@ import codecs
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from aeolian.domain.link import LogLine, Logs
 
 FLUSH_S = 0.05
+LINE_WAIT_S = 0.2
+"""How long the beginning of a line is kept back: a prompt or a progress bar has no end to wait for."""
+MAX_LINE_BYTES = 256 << 10
 MAX_BATCH_BYTES = 256 << 10
 MAX_UNACKED_BYTES = 16 << 20
 """Beyond this, containers' output is not read: they wait in their next write."""
@@ -67,8 +71,22 @@ class LogSender:
         await self._empty.wait()
 
 
+class _Begun(NamedTuple):
+    """A line that has not ended yet."""
+
+    text: str
+    at: float
+    """When its first part came, by the loop's clock."""
+    written_at: float
+    input_id: str
+    call_id: str
+
+
 class LogPump:
-    """Reads one container's stdout and stderr to their ends."""
+    """Reads one container's stdout and stderr to their ends, and cuts them into lines.
+
+    The beginning of a line waits a moment for its end: other containers' lines would come in between.
+    """
 
     def __init__(self, sender: LogSender, task_id: str, current_input: Callable[[], tuple[str, str]]):
         """`current_input()`: (input id, call id) that output belongs to, where that is certain."""
@@ -76,6 +94,8 @@ class LogPump:
         self._task_id = task_id
         self._current_input = current_input
         self._lines: list[LogLine] = []
+        self._begun: dict[int, _Begun] = {}
+        """By file descriptor."""
         self._num_bytes = 0
         self._num_reads = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -99,7 +119,13 @@ class LogPump:
     def say(self, text: str) -> None:
         """A line of the platform itself."""
         self._lines.append(LogLine(3, time.time(), text if text.endswith("\n") else text + "\n"))
-        self.flush()
+        self._send()
+
+    def flush(self) -> None:
+        """Send everything, lines without an end as well."""
+        for fd in list(self._begun):
+            self._end(fd)
+        self._send()
 
     async def _read(self, fd: int, stream: asyncio.StreamReader) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -107,22 +133,50 @@ class LogPump:
             self._num_reads += 1
             self._add(fd, decoder.decode(data))
             if self._num_bytes >= MAX_BATCH_BYTES:
-                self.flush()
+                self._send()
             await self._sender.room()
         self._add(fd, decoder.decode(b"", True))
+        self._end(fd)
 
     def _add(self, fd: int, text: str) -> None:
         if not text:
             return
         input_id, call_id = self._current_input()
         now = time.time()
-        for line in text.splitlines(keepends=True) if "\n" in text else [text]:
-            self._lines.append(LogLine(fd, now, line, input_id, call_id))
-        self._num_bytes += len(text)
-        if self._timer is None:
-            self._timer = self._loop.call_later(FLUSH_S, self.flush)
+        *complete, rest = text.split("\n")
+        if complete and (begun := self._begun.pop(fd, None)) is not None:
+            self._put(LogLine(fd, begun.written_at, f"{begun.text}{complete[0]}\n", begun.input_id, begun.call_id))
+            del complete[0]
+        for line in complete:
+            self._put(LogLine(fd, now, line + "\n", input_id, call_id))
+        if rest:
+            begun = self._begun.get(fd) or _Begun("", self._loop.time(), now, input_id, call_id)
+            self._begun[fd] = begun._replace(text=begun.text + rest)
+            if len(begun.text) + len(rest) > MAX_LINE_BYTES:
+                self._end(fd)
+        self._tick_later()
 
-    def flush(self) -> None:
+    def _put(self, line: LogLine) -> None:
+        self._lines.append(line)
+        self._num_bytes += len(line.data)
+
+    def _end(self, fd: int) -> None:
+        """What there is of this stream's last line is a line."""
+        if (begun := self._begun.pop(fd, None)) is not None:
+            self._put(LogLine(fd, begun.written_at, begun.text, begun.input_id, begun.call_id))
+
+    def _tick_later(self) -> None:
+        if self._timer is None and (self._lines or self._begun):
+            self._timer = self._loop.call_later(FLUSH_S, self._tick)
+
+    def _tick(self) -> None:
+        for fd, begun in list(self._begun.items()):
+            if self._loop.time() - begun.at >= LINE_WAIT_S:
+                self._end(fd)
+        self._send()
+        self._tick_later()
+
+    def _send(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
