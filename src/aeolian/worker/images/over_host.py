@@ -29,9 +29,7 @@ LEFT_TO_HOST = re.compile(
 )
 """What debian_slim does to the system of its base."""
 SYSTEM_COMMAND = re.compile(r"(?:^|[;&|(]|\bsudo)\s*(?P<name>apt|apt-get|aptitude|dpkg|apk|dnf|yum)\s")
-WITHOUT_ROOT = (
-    "run Aeolian as root (with mmdebstrap and skopeo installed), then images have root file systems of their own"
-)
+REMEDY = "run Aeolian as root, with the right to mount, and images have root file systems of their own"
 
 
 class HostBases:
@@ -50,10 +48,10 @@ class HostBases:
         wanted = stand_in_for(reference)
         if wanted is None:
             raise FailedPrecondition(
-                f"{reference} cannot be used: without root no image of a registry can be mounted. {WITHOUT_ROOT}"
+                f"{reference} cannot be used: without root no image of a registry can be mounted. {REMEDY}"
             )
         image = StoredImage("", over_host=True, env={"PATH": PATH})
-        on_log(INFO, f"without root, this host's own folders stand in for {name}\n")
+        on_log(INFO, f"images cannot be mounted here without root: this host's own folders stand in for {name}\n")
         if not wanted.python:
             return image
         newest = newest_series(await self._interpreters.all()) if wanted.python == "3" else None
@@ -121,11 +119,11 @@ def is_left_to_host(job: RunJob, on_log: OnLog) -> bool:
     """Whether this is one of debian_slim's own system commands. Raises InvalidArgument for a user's."""
     command = job.argv[-1].strip()
     if LEFT_TO_HOST.fullmatch(command):
-        on_log(INFO, "without root, the system's packages stay those of this host: left out\n")
+        on_log(INFO, "the system's packages stay those of this host: left out\n")
         return True
     if found := SYSTEM_COMMAND.search(command):
         raise InvalidArgument(
-            f"{found['name']} changes the system, which this host's images cannot without root: {WITHOUT_ROOT}; or "
+            f"{found['name']} changes the system, which this host's images cannot without root: {REMEDY}; or "
             "install the packages on the host itself and leave out this step"
         )
     return False

@@ -6,7 +6,8 @@
     D/layers/.made/<key>    the name of the layer that a step of that digest made ("" where it changed nothing)
     D/images/<im-…>.json    layers from the lowest to the topmost, environment, command, Python
 
-A layer is made beside its place and renamed, so one that is there is whole. Steps are known by the digest of what
+A layer is made beside its place and renamed, so one that is there is whole, whoever was killed. (It is not synced: after
+a power failure, images are best built again.) Steps are known by the digest of what
 goes into them, so equal steps of different images share a layer.
 """
 
