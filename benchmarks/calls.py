@@ -31,7 +31,7 @@ from rich.table import Table
 
 HERE = Path(__file__).parent
 READY_TIMEOUT_S = 120
-RUN_TIMEOUT_S = 1800
+RUN_TIMEOUT_S = 900
 
 
 class Subject:
@@ -175,6 +175,7 @@ def measure_queue(subject: Subject, figures: dict[tuple[str, str], list[float]],
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Kept; default: a temporary one.")
 def main(runtimes, rounds: int, map_inputs: int, queued, data_dir: Path | None) -> None:
     folder = data_dir or Path(tempfile.mkdtemp(prefix="aeolian-benchmark-"))
+    folder.mkdir(parents=True, exist_ok=True)
     figures: dict[tuple[str, str], list[float]] = defaultdict(list)
     console = Console(stderr=True)
     try:

@@ -189,12 +189,15 @@ class NullServer(api_pb2_grpc.ModalClientServicer):
             )
         call.num_inputs += len(taken)
         function.bell.ring()
+        self._start_containers(function)
+        return taken
+
+    def _start_containers(self, function: Function) -> None:
         while function.num_containers < min(self._max_containers, len(function.queue)):
             function.num_containers += 1
             task = asyncio.create_task(self._run_container(function))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-        return taken
 
     async def FunctionGetOutputs(self, request, context):
         call = self._calls[request.function_call_id]
@@ -285,6 +288,7 @@ class NullServer(api_pb2_grpc.ModalClientServicer):
         await process.wait()
         await server.stop(None)
         function.num_containers -= 1
+        self._start_containers(function)
 
     def end(self) -> None:
         for process in self._processes:
