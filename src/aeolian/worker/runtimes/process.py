@@ -117,6 +117,7 @@ class ProcessRuntime:
         for watcher in list(self._watchers):
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        await asyncio.to_thread(remove_tree, self._folder / "zygotes")
 
     def hooks(self) -> list[Hook]:
         return list(self._hooks)
