@@ -2,7 +2,7 @@ import asyncio
 import contextlib
 
 import pytest
-from some_cluster import ME, Cluster
+from some_cluster import ME, TERMINATED, Cluster
 from virtual_time import settle, virtually
 
 from aeolian.control import data_channels
@@ -14,7 +14,7 @@ from aeolian.domain.errors import FailedPrecondition, InvalidArgument, Permissio
 async def generating(engine=None):
     """(cluster, channels, the call, the container that runs it)"""
     async with Cluster(engine) as cluster:
-        channels = DataChannels(cluster.database, cluster.calls)
+        channels = DataChannels(cluster.database, cluster.clock, cluster.calls)
         call, container = await cluster.remote(), cluster.container()
         yield cluster, channels, call, container
 
@@ -54,7 +54,7 @@ def test_a_stream_can_be_read_again_from_anywhere_also_after_a_restart():
             assert await take(channels, call, 5, after=150) == [151, 152, 153, 154, 155]
             engine = cluster.database.engine
         async with Cluster(engine) as cluster:
-            channels = DataChannels(cluster.database, cluster.calls)
+            channels = DataChannels(cluster.database, cluster.clock, cluster.calls)
             assert await take(channels, call, 199) == list(range(1, 200))
 
     virtually(scenario())
@@ -90,7 +90,7 @@ def test_a_generator_that_is_too_far_ahead_waits_for_its_reader(monkeypatch):
 
     async def scenario():
         async with generating() as (_, channels, call, container):
-            await put(channels, call, container, 1, 2, size=100)
+            await put(channels, call, container, 1, 2)
             putting = asyncio.ensure_future(put(channels, call, container, 3))
             await settle()
             assert not putting.done()
@@ -112,6 +112,36 @@ def test_a_waiting_generator_ends_with_its_call(monkeypatch):
             await cluster.calls.cancel(call.call_id, ME, terminate=False)
             with pytest.raises(FailedPrecondition, match="does not run call"):
                 await putting
+
+    virtually(scenario())
+
+
+def test_a_generator_whose_reader_is_gone_for_long_is_cancelled(monkeypatch):
+    monkeypatch.setattr(data_channels, "MAX_AHEAD_BYTES", 100)
+
+    async def scenario():
+        async with generating() as (cluster, channels, call, container):
+            reading = asyncio.ensure_future(take(channels, call, 1))
+            await settle()
+            await put(channels, call, container, 1)
+            await reading
+            await put(channels, call, container, 2)
+            with pytest.raises(FailedPrecondition):
+                await put(channels, call, container, 3)
+            assert await cluster.statuses(call) == [TERMINATED]
+            assert container.told_to_cancel() == container.given()
+
+    virtually(scenario())
+
+
+def test_a_slow_generator_whose_reader_is_gone_for_long_is_cancelled_too():
+    async def scenario():
+        async with generating() as (_, channels, call, container):
+            with pytest.raises(FailedPrecondition):
+                for index in range(1, 100):
+                    await put(channels, call, container, index)
+                    await asyncio.sleep(10)
+            assert 30 <= index <= 33
 
     virtually(scenario())
 
@@ -148,7 +178,7 @@ def test_after_a_restart_a_generator_is_told_to_wait_until_its_worker_has_come_b
         async with generating() as (cluster, _, call, _):
             engine = cluster.database.engine
         async with Cluster(engine) as cluster:
-            channels = DataChannels(cluster.database, cluster.calls)
+            channels = DataChannels(cluster.database, cluster.clock, cluster.calls)
             again = cluster.container(wants=None)
             with pytest.raises(Unavailable):
                 await put(channels, call, again, 1)

@@ -110,7 +110,7 @@ class Services:
         self.pools = Pools(clock, self.functions, self.workers)
         self.calls = Calls(database, clock, self.apps, self.functions, self.pools)
         self.pools.payloads_of = self.calls.payloads_of
-        self.channels = DataChannels(database, self.calls)
+        self.channels = DataChannels(database, clock, self.calls)
         self.images = Images(
             database,
             clock,

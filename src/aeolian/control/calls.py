@@ -361,10 +361,11 @@ class Calls:
 
     # ---- ends -------------------------------------------------------------------------------------------
 
-    async def cancel(self, call_id: str, caller: Caller, *, terminate: bool) -> None:
+    async def cancel(self, call_id: str, caller: Caller, *, terminate: bool, reason: str = "") -> None:
         """End a call: its unfinished inputs are TERMINATED, and what they called and wait for with them."""
         call = await self.open(call_id, caller)
-        self._cancel(call, f"call {call_id} was cancelled", terminate=terminate)
+        why = f": {reason}" if reason else ""
+        self._cancel(call, f"call {call_id} was cancelled{why}", terminate=terminate)
         await self._journal.committed(None)
 
     def cancel_app(self, app_id: str, reason: str) -> None:

@@ -1,8 +1,8 @@
 """Streams of a call: the chunks that a generator yields (out), and the body of a web request (in).
 
 Chunks are numbered from 1, durable before they are acknowledged, and can be read again from any number while the
-call exists. A retried generator sends its first chunks again: the first ones stay. A generator whose reader is slow,
-or gone, waits when it is too far ahead.
+call exists. A retried generator sends its first chunks again: the first ones stay. A generator that is too far ahead
+of its reader waits, and one whose reader has been gone for long is cancelled.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from enum import IntEnum
 from aeolian.control.call_state import Call
 from aeolian.control.calls import Calls
 from aeolian.domain.caller import Caller
+from aeolian.domain.clock import Clock
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
 from aeolian.storage import calls as storage
 from aeolian.storage.database import Database
@@ -20,8 +21,12 @@ from aeolian.storage.database import Database
 HOLD_S = 55.0
 """How long an idle stream is held open; the client opens it again at once."""
 MAX_RECENT_BYTES = 8 << 20
-MAX_AHEAD_BYTES = 64 << 20
+MAX_AHEAD_BYTES = 16 << 20
 """How far a sender may be ahead of the reader."""
+CHUNK_BYTES = 100
+"""What a chunk costs beside its content."""
+ABANDONED_S = 300.0
+"""A client opens the stream again at once: after so long without it, nobody will come."""
 MAX_CHUNKS = 1024
 KEEP_S = 60.0
 PAGE = 64
@@ -34,15 +39,17 @@ class Direction(IntEnum):
 
 
 class _Channel:
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, now: float) -> None:
         self.call = call
         self.recent: deque[tuple[int, bytes]] = deque()
         self.num_bytes = 0
         """Of `recent`."""
         self.last_index = 0
         self.num_followers = 0
+        self.followed_at = now
+        """When somebody followed it last."""
         self.unread: deque[tuple[int, int]] = deque()
-        """(index, bytes) of what nobody has been given yet, as far as it was sent in this life of the server."""
+        """(last index, bytes) of what nobody has been given yet, as far as it was sent in this life of the server."""
         self.unread_bytes = 0
         self._waiters: set[asyncio.Future] = set()
 
@@ -55,8 +62,12 @@ class _Channel:
         self.last_index = max(self.last_index, index)
         while len(self.recent) > 1 and self.num_bytes > MAX_RECENT_BYTES:
             self.num_bytes -= len(self.recent.popleft()[1])
-        self.unread.append((index, len(chunk)))
-        self.unread_bytes += len(chunk)
+
+    def sent(self, chunks: Sequence[tuple[int, bytes]]) -> None:
+        num_bytes = sum(CHUNK_BYTES + len(chunk) for _, chunk in chunks)
+        self.unread.append((chunks[-1][0], num_bytes))
+        self.unread_bytes += num_bytes
+        self.wake()
 
     def read_up_to(self, index: int) -> None:
         had_room = self.has_room
@@ -90,8 +101,9 @@ class _Channel:
 
 
 class DataChannels:
-    def __init__(self, database: Database, calls: Calls):
+    def __init__(self, database: Database, clock: Clock, calls: Calls):
         self._database = database
+        self._clock = clock
         self._calls = calls
         self._channels: dict[tuple[str, Direction], _Channel] = {}
         calls.when_finished.append(self._call_finished)
@@ -114,9 +126,12 @@ class DataChannels:
                 _check_runs(call, caller)
             elif call.num_inputs and not call.inputs:
                 raise FailedPrecondition(f"call {call_id} is finished: nothing reads its stream any more")
-            if channel.has_room:
+            if direction is Direction.OUT and self._is_abandoned(channel):
+                await self._calls.cancel(call_id, caller, terminate=False, reason="nobody reads what it yields")
+            elif channel.has_room:
                 break
-            await channel.changed(None)
+            else:
+                await channel.changed(ABANDONED_S)
         fresh = [(index, chunk) for index, chunk in chunks if index > channel.last_index]
         rows = [
             {"call_id": call_id, "direction": int(direction), "idx": index, "chunk": chunk} for index, chunk in fresh
@@ -126,7 +141,7 @@ class DataChannels:
             for index, chunk in fresh:
                 if index > channel.last_index:
                     channel.put(index, chunk)
-            channel.wake()
+            channel.sent(fresh)
 
     async def follow(
         self, call_id: str, direction: Direction, caller: Caller, last_index: int
@@ -148,6 +163,7 @@ class DataChannels:
                     return
         finally:
             channel.num_followers -= 1
+            channel.followed_at = self._clock.monotonic()
             if not call.inputs:
                 self._call_finished(call)
 
@@ -165,7 +181,11 @@ class DataChannels:
         return [(row.idx, row.chunk) for row in rows]
 
     def _channel(self, call: Call, direction: Direction) -> _Channel:
-        return self._channels.setdefault((call.call_id, direction), _Channel(call))
+        return self._channels.setdefault((call.call_id, direction), _Channel(call, self._clock.monotonic()))
+
+    def _is_abandoned(self, channel: _Channel) -> bool:
+        waited_s = self._clock.monotonic() - channel.followed_at
+        return not channel.num_followers and bool(channel.call.inputs) and waited_s >= ABANDONED_S
 
     def _call_finished(self, call: Call) -> None:
         for direction in Direction:
