@@ -14,7 +14,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -41,8 +41,8 @@ class VolumeFolder(Protocol):
         """Make the folder; returns the writer into it."""
         ...
 
-    def has_open_files(self) -> bool:
-        """Whether a process has a file of it open."""
+    def open_file(self) -> str:
+        """A file of it that a process has open, as that process sees it; "" when there is none."""
         ...
 
     def leave(self) -> None:
@@ -80,9 +80,9 @@ class OverlayFolder:
             self.leave()
             raise
 
-    def has_open_files(self) -> bool:
+    def open_file(self) -> str:
         device = self.source.stat().st_dev
-        return any(status.st_dev == device for status in _open_files())
+        return _first_open(lambda status: status.st_dev == device)
 
     def leave(self) -> None:
         for _ in range(UNMOUNT_TRIES):
@@ -113,9 +113,9 @@ class PlainFolder:
         # Root can write to what it has no permission to write to.
         return VolumeTree(self.source, self._place / INCOMING, self._files, links_large=os.geteuid() != 0)
 
-    def has_open_files(self) -> bool:
+    def open_file(self) -> str:
         ours = {(status.st_dev, status.st_ino) for status in _files_below(self.source)}
-        return any((status.st_dev, status.st_ino) in ours for status in _open_files())
+        return _first_open(lambda status: (status.st_dev, status.st_ino) in ours)
 
     def leave(self) -> None:
         pass
@@ -125,8 +125,8 @@ class PlainFolder:
         shutil.rmtree(self._place, ignore_errors=True)
 
 
-def _open_files() -> Iterator[os.stat_result]:
-    """What the processes that we may look into have open."""
+def _first_open(is_ours: Callable[[os.stat_result], bool]) -> str:
+    """Among what the processes that we may look into have open."""
     own = str(os.getpid())
     for pid in os.listdir("/proc"):
         if not pid.isdigit() or pid == own:
@@ -137,7 +137,9 @@ def _open_files() -> Iterator[os.stat_result]:
             continue
         for descriptor in descriptors:
             with contextlib.suppress(OSError):
-                yield os.stat(f"/proc/{pid}/fd/{descriptor}")
+                if is_ours(os.stat(f"/proc/{pid}/fd/{descriptor}")):
+                    return os.readlink(f"/proc/{pid}/fd/{descriptor}")
+    return ""
 
 
 def _files_below(folder: Path) -> Iterator[os.stat_result]:

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from aeolian.domain.errors import FailedPrecondition
 from aeolian.domain.volumes import EntryKind, VolumeEntry, parent_of
 from aeolian.storage.receive import disk_error
 from aeolian.storage.volume_files import FICLONE, VolumeFiles, copy_content
@@ -53,6 +54,33 @@ class VolumeTree:
         except OSError as error:
             raise disk_error(error) from error
         return applied
+
+    def make_mount_point(self, path: str) -> list[str]:
+        """Make sure that there is a folder for something to be mounted on; returns the paths that were made for it.
+
+        Raises FailedPrecondition where something else is in the way.
+        """
+        made: list[str] = []
+        so_far = ""
+        descriptor = os.dup(self.root)
+        try:
+            for name in path.split("/"):
+                so_far = f"{so_far}/{name}".lstrip("/")
+                try:
+                    os.mkdir(name, FOLDER_MODE, dir_fd=descriptor)
+                    made.append(so_far)
+                except FileExistsError:
+                    pass
+                below = os.open(name, NO_FOLLOW | os.O_DIRECTORY, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = below
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise FailedPrecondition(f"path {so_far!r} in the volume is no directory to mount on") from None
+            raise disk_error(error) from error
+        finally:
+            os.close(descriptor)
+        return made
 
     def _put(self, entry: VolumeEntry) -> Seen | None:
         name = entry.path.rpartition("/")[2]

@@ -28,8 +28,8 @@ from aeolian.worker.volume_authority import VolumeAuthority, changes_since
 from aeolian.worker.volume_changes import Draft, Ledger, draft
 from aeolian.worker.volume_folders import OverlayFolder, PlainFolder, VolumeFolder
 from aeolian.worker.volume_layers import Snapshot, VolumeLayers
-from aeolian.worker.volume_scan import Scan, open_folder, scan
-from aeolian.worker.volume_tree import VolumeTree
+from aeolian.worker.volume_scan import Scan, Seen, open_folder, scan
+from aeolian.worker.volume_tree import FOLDER_MODE, VolumeTree
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class WorkerVolumes:
                 )
             present.is_writable |= not mount.read_only
             return present.folder.source
-        if sub_path and not mount.read_only:
+        if sub_path:
             await self._authority.make_folder(mount.volume_id, sub_path)
         snapshot = await self._layers.acquire(mount.volume_id, self._authority)
         try:
@@ -183,6 +183,16 @@ class WorkerVolumes:
         return Attachment(
             mount, snapshot, folder, tree, root, prefix, snapshot.version, not mount.read_only, ledger=ledger
         )
+
+    async def make_mount_point(self, task_id: str, volume_id: str, path: str) -> None:
+        """Make sure that the container's folder of a volume has a folder at `path`, for another mount inside it.
+
+        It is not committed. Raises FailedPrecondition when something else is there.
+        """
+        attachment = self._attached[task_id][volume_id]
+        for made in await asyncio.to_thread(attachment.tree.make_mount_point, path):
+            entry = VolumeEntry(made, EntryKind.DIRECTORY, FOLDER_MODE)
+            attachment.ledger.record(made, entry, Seen(EntryKind.DIRECTORY, FOLDER_MODE))
 
     async def detach(self, task_id: str) -> None:
         """The container has ended: commit what it left uncommitted and take its folders away. Never raises."""
@@ -235,7 +245,7 @@ class WorkerVolumes:
             await self._commit(attachment)
             version, changed = await changes_since(self._authority, volume_id, attachment.version)
             if any(not self._is_known(attachment, entry) for entry in changed.values()):
-                if await asyncio.to_thread(attachment.folder.has_open_files):
+                if await asyncio.to_thread(attachment.folder.open_file):
                     return
                 await self._show(attachment, version, changed)
 
@@ -247,9 +257,11 @@ class WorkerVolumes:
         """
         attachment = self._get(task_id, volume_id, "reload")
         async with attachment.lock:
-            if await asyncio.to_thread(attachment.folder.has_open_files):
+            if open_file := await asyncio.to_thread(attachment.folder.open_file):
+                inside = open_file.removeprefix(f"{attachment.mount.path}/")
                 raise FailedPrecondition(
-                    f"cannot reload Volume {volume_id}: there are open files preventing the operation"
+                    f"cannot reload Volume {volume_id}: there are open files preventing the operation: "
+                    f"path {inside} is open"
                 )
             await self._commit(attachment)
             version, changed = await changes_since(self._authority, volume_id, attachment.version)

@@ -15,8 +15,13 @@ class VolumesHook:
 
     async def apply(self, start: Start) -> None:
         # A mount inside another one comes after it.
-        for mount in sorted(start.spec.volumes, key=lambda mount: mount.path):
+        mounts = sorted(start.spec.volumes, key=lambda mount: mount.path)
+        for number, mount in enumerate(mounts):
             source = await self._volumes.attach(start.spec.task_id, mount)
+            around = [outer for outer in mounts[:number] if mount.path.startswith(outer.path + "/")]
+            if around:
+                inside = mount.path.removeprefix(around[-1].path + "/")
+                await self._volumes.make_mount_point(start.spec.task_id, around[-1].volume_id, inside)
             for target in (f"{VOLUMES_TARGET}/{mount.volume_id}", mount.path):
                 start.binds.append(Bind(source, target, mount.read_only))
 
