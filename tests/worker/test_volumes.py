@@ -31,7 +31,6 @@ from aeolian.worker.hooks.volumes import VolumesHook
 from aeolian.worker.volume_authority import LinkedVolumeAuthority, changes_since
 from aeolian.worker.volumes import WorkerVolumes
 
-
 ME = Caller("local", token_id="ak-1")
 
 
