@@ -23,7 +23,7 @@ from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgu
 from aeolian.domain.ids import new_id
 from aeolian.domain.suggestions import instead_of
 from aeolian.storage import apps as storage
-from aeolian.storage.database import Database
+from aeolian.storage.database import Database, kept_reply
 
 log = logging.getLogger(__name__)
 
@@ -190,12 +190,15 @@ class Apps:
         environment = self.environment(environment_name, caller)
         async with self._changing(f"{environment.id}/{name}"):
             app = self.with_name(environment.id, name)
+            once = caller.once("AppGetOrCreate") if must_be_new else None
+            if app is not None and once and await self._database.read(lambda c: kept_reply(c, once)) == app.app_id:
+                return app
             if app is not None and must_be_new:
                 raise AlreadyExists(f"App '{name}' already exists in environment '{environment.name}'")
             if app is None:
                 app = self._new(caller, environment, AppState.DEPLOYED, name, {})
                 app = msgspec.structs.replace(app, name=name, deployed_at=app.created_at, deployed_by=app.created_by)
-                app = await self._insert(app, None)
+                app = await self._insert(app, once)
             return app
 
     async def set_tags(self, app_id: str, tags: dict[str, str], caller: Caller) -> None:

@@ -19,7 +19,7 @@ from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import ClassNameUsed, InvalidArgument, NotFound
 from aeolian.domain.functions import AutoscalerSettings
-from aeolian.domain.ids import new_id
+from aeolian.domain.ids import content_id, new_id
 from aeolian.domain.suggestions import instead_of
 from aeolian.storage import functions as storage
 from aeolian.storage.database import Database
@@ -78,12 +78,11 @@ class FunctionChanges:
         """Give a Function its id before its code is known; nothing changes for one that is there."""
         await self._apps.find_living(request.app_id, caller)
         definitions.check_name(request.function_name)
-        function_id, definition_id = request.existing_function_id, ""
-        if function_id:
+        function_id, definition_id = request.existing_function_id or _id_for(caller, "FunctionPrecreate"), ""
+        is_new = not (request.existing_function_id or self._functions.has(function_id))
+        if not is_new:
             row = self._existing(function_id, request.app_id, caller)
             definition_id = row.draft_definition_id
-        else:
-            function_id = new_id("function")
         handle = definitions.handle_of(
             request,
             function_id=function_id,
@@ -91,7 +90,7 @@ class FunctionChanges:
             definition_id=definition_id,
             web_url_of=self._web_url_of,
         )
-        if not request.existing_function_id:
+        if is_new:
             row = FunctionRow(
                 function_id=function_id,
                 app_id=request.app_id,
@@ -111,9 +110,10 @@ class FunctionChanges:
             definitions.check(function)
         dependencies = await self._described(ranked[0], caller)
         content = definitions.canonical(ranked)
-        existing, now = request.existing_function_id, self._clock.now()
-        row = self._existing(existing, request.app_id, caller) if existing else None
-        function_id = existing or new_id("function")
+        function_id, now = request.existing_function_id or _id_for(caller, "FunctionCreate"), self._clock.now()
+        row = None
+        if request.existing_function_id or self._functions.has(function_id):
+            row = self._existing(function_id, request.app_id, caller)
         definition_id = definitions.definition_id(function_id, content, caller.sdk_version)
         definition = DefinitionRow(
             definition_id=definition_id,
@@ -255,3 +255,9 @@ class FunctionChanges:
         if row.app_id != app_id or row.base_function_id:
             raise InvalidArgument(f"{function_id} is not a Function of App {app_id}: it cannot be redefined there")
         return row
+
+
+def _id_for(caller: Caller, rpc: str) -> str:
+    """For a new Function: the same for each repetition of the request."""
+    once = caller.once(rpc)
+    return content_id("function", once.encode()) if once else new_id("function")

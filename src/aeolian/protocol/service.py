@@ -221,7 +221,9 @@ async def _report_bug(name: str, context: grpc.aio.ServicerContext) -> None:
 
 REPEATABLE = frozenset(
     [
+        "AppClientDisconnect",
         "AppCreate",
+        "AppGetOrCreate",
         "AppPublish",
         "AppRollback",
         "AppRollover",
@@ -234,6 +236,7 @@ REPEATABLE = frozenset(
         "FunctionRetryInputs",
         "FunctionFinishInputs",
         "FunctionBindParams",
+        "FunctionUpdateSchedulingParams",
         "FunctionCallCancel",
         "FunctionCallPutDataOut",
         "QueueGetOrCreate",
@@ -259,6 +262,7 @@ REPEATABLE = frozenset(
         "VolumeCommit",
         "EnvironmentCreate",
         "EnvironmentDelete",
+        "EnvironmentGetOrCreate",
         "EnvironmentUpdate",
         "BlobCreate",
         "ImageGetOrCreate",
@@ -268,6 +272,8 @@ REPEATABLE = frozenset(
         "MountGetOrCreate",
         "MountPutFile",
         "TokenDelete",
+        "TokenDisable",
+        "TokenEnable",
         "TokenFlowCreate",
         "ContainerStop",
         "AppStop",
@@ -275,7 +281,7 @@ REPEATABLE = frozenset(
         "TaskResult",
     ]
 )
-"""Unary RPCs that change something: their replies are kept by idempotency key.
+"""Unary RPCs that change something: carried out to their end, once for each idempotency key.
 
 QueueGet and QueuePut are not among them: they may wait for long, and must not go on for a client that is gone. Their
 results are kept with what they do, in the database.
