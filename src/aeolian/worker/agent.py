@@ -68,7 +68,7 @@ class ImageBuilder(Protocol):
 
 
 class Images(Protocol):
-    def ids(self) -> list[str]: ...
+    def ids(self, *, over_host: bool = True) -> list[str]: ...
 
     def get(self, image_id: str) -> StoredImage: ...
 
@@ -166,7 +166,8 @@ class Agent:
             memory_mb=_memory_mb(),
             num_gpus=self._num_gpus,
             containers=tuple(container.report() for container in self._containers.values()),
-            image_ids=tuple(self._images.ids()),
+            # Other runtimes cannot start what lies over the host's folders: such an image is built again.
+            image_ids=tuple(self._images.ids(over_host=self._runtime.name == "process")),
             is_leaving=self._is_leaving,
         )
 

@@ -207,3 +207,14 @@ def test_what_a_killed_builder_left_is_cleared(store):
     (folder / "work/work").chmod(0)
     store.clear_leftovers()
     assert not folder.exists()
+
+
+def test_images_over_the_host_are_told_apart_and_broken_ones_are_not_listed(tmp_path):
+    store = ImageStore(tmp_path)
+    (store.layers_folder / "there").mkdir()
+    store.put(StoredImage("im-1", layers=("there",)))
+    store.put(StoredImage("im-2", layers=("there",), over_host=True))
+    store.put(StoredImage("im-3", layers=("gone",)))
+    again = ImageStore(tmp_path)
+    assert again.ids() == ["im-1", "im-2"]
+    assert again.ids(over_host=False) == ["im-1"]

@@ -12,6 +12,7 @@ goes into them, so equal steps of different images share a layer.
 """
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -94,8 +95,14 @@ class ImageStore:
             return False
         return True
 
-    def ids(self) -> list[str]:
-        return sorted(path.stem for path in self.images_folder.glob("im-*.json"))
+    def ids(self, *, over_host: bool = True) -> list[str]:
+        """Images that are whole; with `over_host` false, only those with a root file system of their own."""
+        found = []
+        for path in sorted(self.images_folder.glob("im-*.json")):
+            with contextlib.suppress(NotFound):
+                if over_host or not self.get(path.stem).over_host:
+                    found.append(self.get(path.stem).image_id)
+        return found
 
     def put(self, image: StoredImage) -> None:
         """Whole, or not at all."""
