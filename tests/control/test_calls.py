@@ -405,6 +405,22 @@ def test_a_repeated_request_makes_no_second_call_even_after_a_restart():
     virtually(scenario())
 
 
+def test_a_retry_that_is_repeated_after_a_restart_is_none_although_it_has_failed_meanwhile():
+    async def scenario():
+        caller = msgspec.structs.replace(ME, idempotency_key="once")
+        async with Cluster() as cluster:
+            call = await cluster.remote()
+            await cluster.container().put(status=FAILURE)
+            first = await cluster.calls.retry_inputs(call.call_id, caller, [(0, payload(0), 0)])
+            await cluster.container().put(status=FAILURE, retry_count=1)
+            engine = cluster.database.engine
+        async with Cluster(engine) as cluster:
+            assert await cluster.calls.retry_inputs(call.call_id, caller, [(0, payload(0), 0)]) == first
+            assert await cluster.statuses(call, between=(0, 0)) == [FAILURE]
+
+    virtually(scenario())
+
+
 def test_inputs_that_come_twice_run_once():
     async def scenario():
         async with Cluster() as cluster:

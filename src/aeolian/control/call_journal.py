@@ -137,5 +137,6 @@ def _merge(batch: _Batch, later: _Batch) -> None:
     one.dropped_inputs |= other.dropped_inputs
     one.inputs |= other.inputs
     one.updated_inputs |= other.updated_inputs
+    one.replies |= other.replies
     batch.after += later.after
     batch.requests += later.requests

@@ -39,7 +39,7 @@ from aeolian.domain.containers import ExitStatus
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound, PayloadTooLarge, ResourceExhausted
 from aeolian.domain.ids import content_id, new_id
 from aeolian.storage import calls as storage
-from aeolian.storage.database import Database
+from aeolian.storage.database import Database, kept_reply
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +181,9 @@ class Calls:
         Returns (index, retry count).
         """
         call = await self.open(call_id, caller)
+        once = caller.once("FunctionRetryInputs")
+        if once and self._may_be_repeated and (kept := await self._database.read(lambda c: kept_reply(c, once))):
+            return [(idx, retry_count) for idx, retry_count in kept]
         if call.is_cancelled or call.is_dropped:
             raise FailedPrecondition(f"call {call_id} was cancelled: it takes no more inputs")
         self._functions.check_callable(call.function_id, caller)
@@ -203,6 +206,8 @@ class Calls:
         if opened:
             self._track(call)
             self._queue.enqueue(opened)
+            if once:
+                self._journal.writes.replies[once] = answers
             await self._journal.committed(None)  # the old outputs are gone for everybody now
         return answers
 
@@ -511,11 +516,16 @@ class Calls:
         once = caller.once("FunctionMap")
         return content_id("function_call", once.encode()) if once else new_id("function_call")
 
+    @property
+    def _may_be_repeated(self) -> bool:
+        """Whether requests may come that an earlier life of the server has carried out."""
+        return self._clock.monotonic() - self._opened_at <= REPEAT_WINDOW_S
+
     async def _repeated(self, call_id: str) -> Call | None:
         if (call := self._memory.get(call_id)) is not None:
             await self._journal.flush()
             return call
-        if self._clock.monotonic() - self._opened_at > REPEAT_WINDOW_S:
+        if not self._may_be_repeated:
             return None
         return await self._memory.find(call_id)
 

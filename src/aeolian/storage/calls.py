@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from aeolian.storage.database import metadata
+from aeolian.storage.database import keep_reply, metadata
 
 calls = sa.Table(
     "calls",
@@ -112,6 +112,8 @@ class CallWrites:
     """(retry count, due time)"""
     dropped_outputs: set[tuple[str, int]] = field(default_factory=set)
     outputs: dict[tuple[str, int], dict] = field(default_factory=dict)
+    replies: dict[str, list] = field(default_factory=dict)
+    """What requests were answered, by the key of each (`database.kept_reply`)."""
 
     def put_input(self, row: dict, *, is_new: bool) -> None:
         """`is_new`: the database has no row of this input; else it is replaced."""
@@ -168,6 +170,8 @@ class CallWrites:
             run(_put_output, list(self.outputs.values()))
         if self.cancelled:
             run(_cancel_call, [{"id": call_id} for call_id in self.cancelled])
+        for key, reply in self.replies.items():
+            keep_reply(connection, key, reply)
         if self.expiries:
             run(_expire_call, [{"id": call_id, "at": at} for call_id, at in self.expiries.items()])
 

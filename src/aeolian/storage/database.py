@@ -160,10 +160,18 @@ class _Once:
         if row is not None:
             return msgspec.msgpack.decode(row.reply, type=self.kind)
         result = self.fn(connection)
-        connection.execute(
-            replies.insert(), {"key": self.key, "reply": msgspec.msgpack.encode(result), "created_at": time.time()}
-        )
+        connection.execute(replies.insert(), _reply_row(self.key, result))
         return result
+
+
+def keep_reply(connection: Connection, key: str, reply: Any) -> None:
+    """As `write(once=key)` does, for writes of several requests in one; the latest stays."""
+    connection.execute(replies.delete().where(replies.c.key == key))
+    connection.execute(replies.insert(), _reply_row(key, reply))
+
+
+def _reply_row(key: str, reply: Any) -> dict[str, Any]:
+    return {"key": key, "reply": msgspec.msgpack.encode(reply), "created_at": time.time()}
 
 
 def kept_reply(connection: Connection, key: str) -> Any:
