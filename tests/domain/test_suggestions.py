@@ -10,7 +10,11 @@ from aeolian.domain.suggestions import instead_of
         ("HELLO", ["Hello"], ": did you mean 'Hello'?"),
         ("unlike", ["b", "a"], " (there are: a, b)"),
         ("unlike", ["a"], " (there is: a)"),
-        ("unlike", [f"n{i:02}" for i in range(12)], " (there are: " + ", ".join(f"n{i:02}" for i in range(10)) + ", …)"),
+        (
+            "unlike",
+            [f"n{i:02}" for i in range(12)],
+            " (there are: " + ", ".join(f"n{i:02}" for i in range(10)) + ", …)",
+        ),
         ("unlike", [], ""),
     ],
 )

@@ -17,7 +17,9 @@ from aeolian.cli.tables import console, table
 
 
 @click.command()
-@click.option("--starts", "num_starts", type=click.IntRange(0), default=8, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--starts", "num_starts", type=click.IntRange(0), default=8, show_default=True, metavar="N", help="How many."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @click.pass_obj
 def status(data_dir: Path, num_starts: int, as_json: bool) -> None:
