@@ -23,7 +23,7 @@ class Worker:
         self.stuck: list[str] = []
         self.num_firsts = self.num_lasts = 0
         spec = ContainerSpec("ta-1", "ap-1", "fu-1", "main", "im-1", input_timeout_s=timeout_s)
-        self.inputs = ContainerInputs(spec, self.sent.append, self._first, self.stuck.append, self._last)
+        self.inputs = ContainerInputs(spec, self.sent.append, self._first, self.stuck.append, self._last, self._read_logs)
         self._keys = 0
 
     def _first(self) -> None:
@@ -31,6 +31,9 @@ class Worker:
 
     def _last(self) -> None:
         self.num_lasts += 1
+
+    async def _read_logs(self) -> None:
+        self.was_current = self.inputs.current()
 
     def of(self, kind: type) -> list:
         return [event for event in self.sent if isinstance(event, kind)]
@@ -100,6 +103,7 @@ def test_a_container_gets_what_is_assigned_to_its_request():
         assert worker.inputs.held() == (HeldInput("in-a", 0),)
         assert worker.inputs.current() == ("in-a", "fc-1")
         await worker.put(("in-a", 0, SUCCESS))
+        assert worker.was_current == ("in-a", "fc-1")  # what it wrote belongs to this input
         assert worker.outputs() == [("in-a", 0, SUCCESS)]
         assert worker.inputs.held() == (HeldInput("in-a", 0),)  # nobody else may run it before its output is stored
         worker.inputs.acknowledged(1)

@@ -1,10 +1,15 @@
-"""Object ids in Modal's shape: a prefix that decides the client's class, one dash, 22 base62 characters."""
+"""Object ids in Modal's shape: a prefix that decides the client's class, one dash, 22 base62 characters.
+
+Containers' have 26 of Crockford's base 32: by that the SDK tells a remote frame of a traceback from a local one.
+"""
 
 import hashlib
 import secrets
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 22
+BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+CONTAINER_LENGTH = 26
 
 PREFIXES = {
     "app": "ap",
@@ -32,7 +37,10 @@ PREFIXES = {
 
 
 def new_id(noun: str) -> str:
-    """A fresh random id for `noun` (a key of `PREFIXES`), with 131 bits of randomness."""
+    """A fresh random id for `noun` (a key of `PREFIXES`), with about 130 bits of randomness."""
+    if noun == "container":
+        # The last one tells the SDK that it is none of a second-version sandbox, whose task ids end in V.
+        return f"{PREFIXES[noun]}-{''.join(secrets.choice(BASE32) for _ in range(CONTAINER_LENGTH - 1))}0"
     return f"{PREFIXES[noun]}-{random_base62(ID_LENGTH)}"
 
 

@@ -58,7 +58,9 @@ class WorkerContainer:
         self._send = send
         self._on_ended = on_ended
         self._on_gone = on_gone
-        self._inputs = ContainerInputs(spec, send, self._asked_first, self._stuck, self._has_done_all)
+        self._inputs = ContainerInputs(
+            spec, send, self._asked_first, self._stuck, self._has_done_all, lambda: self._pump.catch_up()
+        )
         self._pump = LogPump(logs, spec.task_id, self._inputs.current)
         self._running: RunningContainer | None = None
         self._stop_reason = ""

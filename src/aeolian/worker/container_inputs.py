@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from modal_proto import api_pb2
@@ -59,16 +59,19 @@ class ContainerInputs:
         on_first_request: Callable[[], None],
         on_stuck: Callable[[str], None],
         on_last: Callable[[], None],
+        before_output: Callable[[], Awaitable[None]],
     ):
         """`on_stuck(reason)`: the container does not let go of an input that was cancelled or timed out.
 
-        `on_last()`: it has nothing left to do, and knows that no more is to come.
+        `on_last()`: it has nothing left to do, and knows that no more is to come. `before_output()`: awaited while
+        its only input is still the current one.
         """
         self._spec = spec
         self._send = send
         self._on_first_request = on_first_request
         self._on_stuck = on_stuck
         self._on_last = on_last
+        self._before_output = before_output
         self._loop = asyncio.get_running_loop()
         self._held: dict[str, _Held] = {}
         self._ahead: deque[tuple[HeldInput, bytes]] = deque()
@@ -287,6 +290,8 @@ class ContainerInputs:
     async def FunctionPutOutputs(self, raw: bytes, key: str) -> bytes:
         request = parsed(api_pb2.FunctionPutOutputsRequest, raw)
         await self._room.wait()
+        if len(self._held) == 1:
+            await self._before_output()
         kept, returned = [], []
         for item in request.outputs:
             report = HeldInput(item.input_id, item.retry_count)

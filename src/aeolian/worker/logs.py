@@ -16,6 +16,7 @@ MAX_LINE_BYTES = 256 << 10
 MAX_BATCH_BYTES = 256 << 10
 MAX_UNACKED_BYTES = 16 << 20
 """Beyond this, containers' output is not read: they wait in their next write."""
+MAX_CATCH_UPS = 50
 READ_BYTES = 64 << 10
 
 
@@ -114,6 +115,16 @@ class LogPump:
             num_reads, had_room = self._num_reads, self._sender.has_room
             await asyncio.wait({running}, timeout=grace_s)
             if had_room and self._sender.has_room and self._num_reads == num_reads:
+                return
+
+    async def catch_up(self) -> None:
+        """Read what the container has written so far, as long as that does not take long."""
+        num_quiet = 0
+        for _ in range(MAX_CATCH_UPS):
+            before = self._num_reads
+            await asyncio.sleep(0)  # lets the event loop look at the pipes, then at what they brought
+            num_quiet = num_quiet + 1 if self._num_reads == before else 0
+            if num_quiet == 3:
                 return
 
     def say(self, text: str) -> None:
