@@ -26,13 +26,14 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from aeolian.domain.errors import InvalidArgument, NotFound, Unavailable
+from aeolian.worker import container_site
 from aeolian.worker.interpreters import Interpreters
 from aeolian.worker.package_index import installer_env
 
 log = logging.getLogger(__name__)
 
 PACKAGES_TARGET = "/pkg"
-DEPENDENCIES_TARGET = "/__modal/deps"
+DEPENDENCIES_TARGET = container_site.DEPENDENCIES
 PACKAGES = ("modal", "modal_proto", "modal_version", "synchronicity")
 SDK_VERSION = re.compile(r"\d{1,4}\.\d{1,4}\.\d{1,5}((a|b|rc|\.dev|\.post)\d{1,14})*")
 BUILDER_VERSION = re.compile(r"\d{4}\.\d{2}|PREVIEW")
@@ -43,11 +44,6 @@ PLATFORMS = {"manylinux": "{arch}-manylinux_2_28", "musllinux": "{arch}-unknown-
 INSTALL_TIMEOUT_S = 300
 COMPILE_TIMEOUT_S = 300
 MAX_LOOSENED = 20
-SITECUSTOMIZE = f"""\
-# The SDK's dependencies come last, so that packages of the image win.
-import sys
-sys.path.append({DEPENDENCIES_TARGET!r})
-"""
 
 
 class SdkStore:
@@ -135,7 +131,7 @@ class SdkStore:
             for path in target.iterdir():
                 if path.name not in kept:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (target / "sitecustomize.py").write_text(SITECUSTOMIZE)
+        shutil.copyfile(container_site.__file__, target / "sitecustomize.py")
 
     async def _make_dependencies(
         self, sdk_version: str, builder_version: str, series: str, libc: str, arch: str, target: Path
