@@ -31,7 +31,6 @@ IDLE_GRACE_S = 3.0
 """How long a container that waits for inputs may take to see that there are none any more."""
 PUMP_GRACE_S = 2.0
 UNDO_GRACE_S = 10.0
-STORE_GRACE_S = 5.0
 MAX_SOCKET_PATH = 100
 
 
@@ -193,7 +192,6 @@ class WorkerContainer:
         self._pump.flush()
         undoing = asyncio.create_task(self._undo(start, hooks, server))
         await asyncio.wait({undoing}, timeout=UNDO_GRACE_S if self._on_ended is None else None)
-        await self._inputs.stored(STORE_GRACE_S)
         self._move_to(ContainerState.EXITED, exit=exit, task_result=self._task_result)
         await undoing
         self._is_undone = True

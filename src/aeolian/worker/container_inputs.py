@@ -7,7 +7,6 @@ the inputs to another container.
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
@@ -18,8 +17,6 @@ from modal_proto import api_pb2
 from aeolian.domain.containers import ContainerSpec
 from aeolian.domain.link import AssignInputs, Event, HeldInput, Outputs, ReturnInputs, WantInputs
 from aeolian.worker.rpc import parsed
-
-log = logging.getLogger(__name__)
 
 HOLD_S = 25.0
 """How long a request for inputs is held; the container asks again at once."""
@@ -87,8 +84,6 @@ class ContainerInputs:
         self._outputs_seq = 0
         self._room = asyncio.Event()
         self._room.set()
-        self._all_acked = asyncio.Event()
-        self._all_acked.set()
         self._ending: dict[HeldInput, asyncio.TimerHandle] = {}
         """Inputs that were cancelled or timed out, and that the container still works on."""
         self._told = asyncio.Event()
@@ -124,8 +119,6 @@ class ContainerInputs:
             self._unacked_ids.pop(first, None)
         if len(self._unacked) < MAX_UNACKED and self._unacked_bytes < MAX_UNACKED_BYTES:
             self._room.set()
-        if not self._unacked:
-            self._all_acked.set()
 
     def cancel(self, input_ids: tuple[str, ...]) -> None:
         """Stop working on these; outputs that the container still makes for them are dropped."""
@@ -183,13 +176,6 @@ class ContainerInputs:
             return "", ""
         input_id, held = next(iter(self._held.items()))
         return input_id, held.call_id
-
-    async def stored(self, timeout_s: float) -> None:
-        """Until the server has stored every output, or the time is over."""
-        try:
-            await asyncio.wait_for(self._all_acked.wait(), timeout_s)
-        except TimeoutError:
-            log.warning("%s: the server has not stored its last outputs yet", self._spec.task_id)
 
     def close(self) -> None:
         """The container has ended."""
@@ -321,7 +307,6 @@ class ContainerInputs:
         self._unacked[self._outputs_seq] = raw
         self._unacked_bytes += sum(map(len, raw))
         self._unacked_ids[self._outputs_seq] = tuple(HeldInput(item.input_id, item.retry_count) for item in items)
-        self._all_acked.clear()
         if len(self._unacked) >= MAX_UNACKED or self._unacked_bytes >= MAX_UNACKED_BYTES:
             self._room.clear()
         self._send(Outputs(self._spec.task_id, self._outputs_seq, raw))
