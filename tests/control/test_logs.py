@@ -113,6 +113,19 @@ async def test_tail_gives_the_last_lines_of_a_time_range_in_order(logs):
     assert [line.data for batch in got for line in batch.lines] == [f"{n}b" for n in range(10)]
 
 
+async def test_lines_of_image_builds_are_left_out_where_they_are_not_asked_for(logs):
+    await logs.append("ap-1", "ta-build", "", lines("Step 1"), "im-1")
+    await logs.append("ap-1", "ta-1", "fu-1", lines("a"))
+    assert await text_of(logs, "ap-1") == ["Step 1", "a"]
+    history = LogHistory(logs._database)
+    for wanted, found in (
+        (LogFilter(without_builds=True), ["a"]),
+        (LogFilter(task_id="ta-build"), ["Step 1"]),
+    ):
+        got = await history.tail("ap-1", 0.0, 200.0, 9, wanted)
+        assert [line.data for batch in got for line in batch.lines] == found
+
+
 async def test_counts_fall_into_aligned_buckets_by_stream(logs):
     await logs.append("ap-1", "ta-1", "fu-1", lines("a", at=101.0) + lines("b", at=103.9) + lines("c", at=104.0, fd=2))
     assert await LogHistory(logs._database).count("ap-1", 101.5, 110.0, 4, LogFilter()) == {100: {1: 1}, 104: {2: 1}}

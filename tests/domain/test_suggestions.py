@@ -1,6 +1,6 @@
 import pytest
 
-from aeolian.domain.suggestions import instead_of
+from aeolian.domain.suggestions import instead_of, nearest
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,20 @@ from aeolian.domain.suggestions import instead_of
 )
 def test_a_wrong_name_is_answered_by_the_nearest_or_by_all(name, names, hint):
     assert instead_of(name, names) == hint
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("shop.sell", ["shop/sell"]),
+        ("shop::sell", ["shop/sell"]),
+        ("Shop/Sell", ["shop/sell"]),
+        ("shop/sel", ["shop/sell", "shop/self"]),
+        ("sho", ["shop/self", "shop/sell"]),
+        ("other", []),
+        ("", []),
+    ],
+)
+def test_references_are_found_by_case_separator_likeness_and_beginning(name, near):
+    found = nearest(name, ["shop/sell", "shop/self", "yard/dig"], 2)
+    assert sorted(found) == sorted(near)

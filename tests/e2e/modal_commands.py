@@ -19,5 +19,7 @@ for arguments in json.load(sys.stdin):
             main()
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if isinstance(error.code, str):
+                printed.write(error.code)
     outcomes.append((status, printed.getvalue()))
 json.dump(outcomes, sys.stdout)

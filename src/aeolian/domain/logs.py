@@ -50,11 +50,14 @@ class LogFilter(msgspec.Struct, frozen=True):
     input_id: str = ""
     task_id: str = ""
     search_text: str = ""
+    without_builds: bool = False
+    """No lines of image builds."""
 
     def of(self, batch: LogBatch) -> bool:
         """Whether the batch can hold such lines at all."""
         return (
             (not self.task_id or batch.task_id == self.task_id)
+            and not (self.without_builds and batch.image_id)
             and (not self.function_id or self.function_id in (batch.function_id, batch.root_function_id))
             and (not self.variant_function_id or batch.function_id == self.variant_function_id)
         )

@@ -4,6 +4,20 @@ import difflib
 from collections.abc import Iterable
 
 MAX_LISTED = 10
+SIMILAR = 0.6
+MIN_PREFIX_LENGTH = 3
+
+
+def nearest(name: str, names: Iterable[str], limit: int) -> list[str]:
+    """Those of `names` that look like `name`, the best first."""
+    known = {_plain(one): one for one in sorted(names)}
+    wanted = _plain(name)
+    if wanted in known:
+        return [known[wanted]]
+    found = difflib.get_close_matches(wanted, known, n=limit, cutoff=SIMILAR)
+    if not found and len(wanted) >= MIN_PREFIX_LENGTH:
+        found = [one for one in known if one.startswith(wanted)][:limit]
+    return [known[one] for one in found]
 
 
 def instead_of(name: str, names: Iterable[str]) -> str:
@@ -11,9 +25,12 @@ def instead_of(name: str, names: Iterable[str]) -> str:
     there_are = sorted(names)
     if not there_are:
         return ""
-    by_lower_case = {known.lower(): known for known in there_are}
-    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
-    if near:
-        return f": did you mean '{by_lower_case[near[0]]}'?"
+    if near := nearest(name, there_are, 1):
+        return f": did you mean '{near[0]}'?"
     listed = ", ".join(there_are[:MAX_LISTED])
     return f" (there {'is' if len(there_are) == 1 else 'are'}: {listed}{', …' if len(there_are) > MAX_LISTED else ''})"
+
+
+def _plain(name: str) -> str:
+    """Case and separators are what is mistyped most."""
+    return name.lower().translate(str.maketrans("_.:", "-//")).replace("//", "/")

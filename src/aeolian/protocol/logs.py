@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
@@ -109,11 +110,13 @@ class LogRpcs:
         """The line after which a new follower of a deployed app begins: the last few are shown at once."""
         end = await self._logs.last_seq(app_id)
         now = self._clock.now()
+        wanted = msgspec.structs.replace(wanted, without_builds=True)
         recent = await self._history.tail(app_id, now - SHOWN_FIRST_S, now + SHOWN_FIRST_S, SHOWN_FIRST, wanted)
         if not recent:
             return end
         first = recent[0]
-        return first.first_seq - 1 if wanted != LogFilter() else first.last_seq - len(first.lines)
+        picks = wanted != LogFilter(without_builds=True)
+        return first.first_seq - 1 if picks else first.last_seq - len(first.lines)
 
 
 def _line_number(entry_id: str) -> int:
@@ -134,6 +137,7 @@ def _filter(request: api_pb2.AppFetchLogsRequest | api_pb2.AppCountLogsRequest) 
         function_call_id=request.function_call_id,
         task_id=request.task_id,
         search_text=request.search_text,
+        without_builds=not request.task_id,  # a build is asked for by its id
     )
 
 

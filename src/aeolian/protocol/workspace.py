@@ -9,7 +9,9 @@ from aeolian.control.functions import Functions
 from aeolian.control.tokens import Tokens
 from aeolian.domain.caller import Caller
 from aeolian.domain.errors import AeolianError, FailedPrecondition, PermissionDenied
+from aeolian.domain.suggestions import nearest
 
+DEFAULT_SUGGESTIONS = 3
 MAX_SUGGESTIONS = 10
 
 
@@ -89,24 +91,32 @@ class WorkspaceRpcs:
     async def ObjectSuggest(
         self, request: api_pb2.ObjectSuggestRequest, caller: Caller
     ) -> api_pb2.ObjectSuggestResponse:
-        """Names that begin like a mistyped one."""
+        """Names like a mistyped one: of deployed Apps, or of their Functions as `app/function`."""
         response = api_pb2.ObjectSuggestResponse()
-        limit = min(request.limit or MAX_SUGGESTIONS, MAX_SUGGESTIONS)
+        limit = min(request.limit or DEFAULT_SUGGESTIONS, MAX_SUGGESTIONS)
         try:
             environment = self._apps.environment(request.environment_name, caller)
         except AeolianError:
             return response
-        app_part, _, object_part = request.query.lower().partition("/")
-        for app in self._apps.living_apps():
-            if app.environment_id != environment.id or app.workspace != caller.workspace or not app.name:
-                continue
-            if request.kind == api_pb2.ObjectSuggestRequest.OBJECT_SUGGEST_KIND_APP:
-                names = [""] if app.name.lower().startswith(app_part) else []
-            else:
-                tags = self._functions.layout(app.app_id).functions
-                names = [tag for tag in tags if app.name.lower() == app_part and tag.lower().startswith(object_part)]
-            for name in names[: limit - len(response.suggestions)]:
-                response.suggestions.add(app_name=app.name, object_name=name)
+        apps = [
+            app
+            for app in self._apps.living_apps()
+            if app.environment_id == environment.id and app.workspace == caller.workspace and app.name
+        ]
+        if request.kind == api_pb2.ObjectSuggestRequest.OBJECT_SUGGEST_KIND_APP:
+            for name in nearest(request.query, [app.name for app in apps], limit):
+                response.suggestions.add(object_name=name)
+            return response
+        wants_server = request.kind == api_pb2.ObjectSuggestRequest.OBJECT_SUGGEST_KIND_SERVER
+        places = {
+            f"{app.name}/{tag}": (app.name, tag)
+            for app in apps
+            for tag, function in self._functions.layout(app.app_id).functions.items()
+            if self._functions.pool_settings(function.function_id).is_server == wants_server
+        }
+        for reference in nearest(request.query, places, limit):
+            app_name, tag = places[reference]
+            response.suggestions.add(app_name=app_name, object_name=tag)
         return response
 
 
