@@ -12,6 +12,7 @@ def pool(**changes) -> PoolView:
         num_queued=0,
         num_running_inputs=0,
         slots=1,
+        num_above_target=0,
         num_starting=0,
         num_ready=0,
         num_blocked=0,
@@ -45,6 +46,9 @@ def pool(**changes) -> PoolView:
         pytest.param(pool(num_queued=100, num_starting=2, input_s=1.0), 0, id="or the very first ones"),
         pytest.param(pool(num_queued=3, num_ready=8, input_s=100.0), 3, id="never more than inputs wait"),
         pytest.param(pool(num_queued=100, slots=50, input_s=10.0), 2, id="as many as the slots need"),
+        pytest.param(
+            pool(num_running_inputs=6, num_above_target=4, num_ready=1, slots=2, input_s=1.0), 2, id="work above target"
+        ),
         pytest.param(pool(num_queued=100, num_ready=2, input_s=1.0, max_containers=3), 1, id="up to the maximum"),
         pytest.param(pool(num_queued=9, num_ready=3, input_s=9.0, max_containers=3), 0, id="which may be reached"),
         pytest.param(

@@ -15,6 +15,8 @@ class PoolView(NamedTuple):
     num_running_inputs: int
     slots: int
     """Inputs that one container should work on at a time."""
+    num_above_target: int
+    """Inputs that the containers work on beyond that number: there were no others to take them."""
     num_starting: int
     num_ready: int
     """Containers that take inputs, but for blocked ones."""
@@ -54,7 +56,7 @@ def _num_to_start(pool: PoolView, num_cores: int) -> int:
     if not pool.may_start:
         return 0
     working = pool.num_starting + pool.num_ready + pool.num_finishing
-    waiting = max(0, pool.num_queued - pool.num_starting * pool.slots)
+    waiting = max(0, pool.num_queued + pool.num_above_target - pool.num_starting * pool.slots)
     wanted = 0
     if waiting:
         needed = math.ceil(waiting / pool.slots)

@@ -122,11 +122,13 @@ class Autoscaling:
             slots = max(slots, settings.batch_max_size)
         elif settings.max_inputs:
             slots = min(slots, settings.max_inputs)
+        slots = max(1, slots)
         idle = sorted((c.idle_since, c.task_id) for c in ready if c.idle_since)
         return autoscaler.PoolView(
             num_queued=pool.num_queued,
             num_running_inputs=sum(len(container.held) for container in pool.containers.values()),
-            slots=max(1, slots),
+            slots=slots,
+            num_above_target=max(0, sum(len(container.held) for container in ready) - slots * len(ready)),
             num_starting=sum(c.is_starting for c in mine),
             num_ready=len(ready),
             num_blocked=len(open) - len(ready),
