@@ -6,6 +6,7 @@ when either of the two has started anew: a container outlives the server, but no
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import NamedTuple
 
@@ -53,6 +54,7 @@ MAX_BACKOFF_S = 60.0
 STOP_WAIT_S = 45.0
 MAX_PREPARED = 4
 """Kinds of containers that a worker is told to be ready for at once."""
+MAX_ENDED_LATELY = 1000
 HISTORY_S = 7 * 24 * 3600.0
 SWEEP_S = 300.0
 
@@ -99,6 +101,7 @@ class Containers:
         self._specs = specs
         self._logs = logs
         self._containers: dict[str, Container] = {}
+        self._ended_lately: OrderedDict[str, Container] = OrderedDict()
         self._gone: dict[str, asyncio.Event] = {}
         self._recovered: list = []
         self._lost_timers: dict[str, asyncio.TimerHandle] = {}
@@ -413,6 +416,9 @@ class Containers:
         """The container is gone: its inputs go back, and if it never got going its pool learns why."""
         if self._containers.pop(container.task_id, None) is None:
             return
+        self._ended_lately[container.task_id] = container
+        if len(self._ended_lately) > MAX_ENDED_LATELY:
+            self._ended_lately.popitem(last=False)
         was_stopping, never_ran = container.stop is not None, not container.started_at
         container.state = ContainerState.EXITED
         held = self._pools.drop(container)
@@ -566,6 +572,10 @@ class Containers:
     def get(self, task_id: str) -> Container | None:
         return self._containers.get(task_id)
 
+    def get_lately(self, task_id: str) -> Container | None:
+        """Also one that has ended a moment ago."""
+        return self._containers.get(task_id) or self._ended_lately.get(task_id)
+
     def find(self, task_id: str, caller: Caller) -> Container:
         container = self._containers.get(task_id)
         app = self._apps.known(container.app_id) if container else None
@@ -592,7 +602,7 @@ class Containers:
         )
 
     async def app_of_task(self, task_id: str) -> str | None:
-        if (container := self._containers.get(task_id)) is not None:
+        if (container := self.get_lately(task_id)) is not None:
             return container.app_id
         found = await self.history(task_id)
         return found.app_id if found else None

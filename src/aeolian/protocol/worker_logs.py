@@ -36,7 +36,7 @@ class WorkerLogs:
         self._logs = logs
         self._acknowledge = acknowledge
         self._waiting: deque[tuple[Logs, str]] = deque()
-        """Batches from containers and builds that are over: the database knows where they belong."""
+        """Batches from containers and builds that ended long ago: the database knows where they belong."""
         self._finding: asyncio.Task | None = None
 
     def take(self, event: Logs, life: str) -> None:
@@ -57,7 +57,7 @@ class WorkerLogs:
     def _known(self, event: Logs) -> LogPlace | None:
         if event.image_id:
             return self._images.log_place(event.image_id)
-        container = self._containers.get(event.task_id)
+        container = self._containers.get_lately(event.task_id)
         if container is None:
             return None
         image_id, build_id = self._images.saved_from(container.function_id)
