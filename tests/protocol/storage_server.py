@@ -11,6 +11,7 @@ from modal_proto import api_pb2
 
 from aeolian.control.blobs import Blobs
 from aeolian.control.signed_urls import SignedUrls, load_key
+from aeolian.control.volume_collector import VolumeCollector
 from aeolian.control.volume_commits import VolumeCommits
 from aeolian.control.volume_contents import VolumeContents
 from aeolian.control.volumes import Volumes
@@ -59,6 +60,7 @@ class StorageServer:
     volumes: Volumes
     contents: VolumeContents
     commits: VolumeCommits
+    collector: VolumeCollector
     blobs: Blobs
     files: VolumeFiles
     database: Database
@@ -79,7 +81,8 @@ async def storage_server(root: Path, monkeypatch, *, public_host: str = "127.0.0
     blobs = Blobs(FileBlobStore(root / "blobs"), urls)
     files, content = VolumeFiles(root / "volumes/content"), ContentStore(root / "content")
     volumes = Volumes(database, clock, FixedEnvironments())
-    contents = VolumeContents(database, clock, files, content, urls)
+    collector = VolumeCollector(database, clock, files)
+    contents = VolumeContents(database, clock, files, content, urls, collector)
     commits = VolumeCommits(database, clock, files)
     await volumes.open()
     gateway = Gateway([*BlobRoutes(blobs).routes(), *VolumeRoutes(contents).routes()])
@@ -98,7 +101,17 @@ async def storage_server(root: Path, monkeypatch, *, public_host: str = "127.0.0
     client = await modal.Client.from_credentials.aio("ak-test", "as-test")
     try:
         yield StorageServer(
-            volumes, contents, commits, blobs, files, database, client, f"http://127.0.0.1:{port}", http_port, root
+            volumes,
+            contents,
+            commits,
+            collector,
+            blobs,
+            files,
+            database,
+            client,
+            f"http://127.0.0.1:{port}",
+            http_port,
+            root,
         )
     finally:
         await client.close.aio()

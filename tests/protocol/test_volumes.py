@@ -244,9 +244,9 @@ async def test_content_that_no_volume_names_is_collected_after_a_day(server, mon
     volume = modal.Volume.from_name("x", create_if_missing=True, client=server.client)
     await upload(volume, {"/a": b"kept", "/b": b"dropped"})
     await volume.remove_file.aio("b")
-    assert await server.contents.collect() == 0
+    assert await server.collector.collect() == 0
     monkeypatch.setattr(volume_files, "UNUSED_LIFETIME_S", -60.0)
-    assert await server.contents.collect() == 1
+    assert await server.collector.collect() == 1
     assert await read(volume, "a") == b"kept"
 
 

@@ -532,6 +532,36 @@ async def test_the_hook_shows_a_volume_at_its_place_and_where_clients_look(node,
     assert not start.binds[0].source.exists()
 
 
+async def test_what_is_renamed_here_though_removed_elsewhere_is_stored_again(node):
+    volume = await node.volume()
+    first = await node.attach("ta-0", volume)
+    (first / "d").mkdir()
+    (first / "d/a").write_bytes(b"content")
+    await node.worker.commit("ta-0", volume)
+    one = await node.attach("ta-1", volume)
+    shutil.rmtree(first / "d")
+    await node.worker.commit("ta-0", volume)
+    node.files.delete(["s" + hashlib.sha256(b"content").hexdigest()])
+    (one / "d").rename(one / "e")
+    await node.worker.commit("ta-1", volume)
+    assert await node.contents(volume) == {"e": None, "e/a": b"content"}
+
+
+async def test_versions_that_only_hold_the_disk_are_let_go(node):
+    volume = await node.volume()
+    await node.attach("ta-0", volume)
+    (node.worker._attached["ta-0"][volume].folder.source / "a").write_bytes(b"1")
+    await node.worker.detach("ta-0")
+    for task_id in ("ta-1", "ta-2"):
+        await node.attach(task_id, volume)
+    await node.worker.detach("ta-1")
+    await node.worker._layers.forget([volume, "vo-other"])
+    assert (node.worker._attached["ta-2"][volume].folder.source / "a").read_bytes() == b"1"
+    await node.worker.detach("ta-2")
+    assert list((node.root / "volumes/layers").iterdir()) == []
+    await node.attach("ta-3", volume)
+
+
 async def test_a_mount_inside_another_gets_a_place_that_is_not_committed(node, tmp_path):
     outer, inner, taken = await node.volume("outer"), await node.volume("inner"), await node.volume("taken")
     (await node.attach("ta-0", outer) / "file").write_text("in the way")

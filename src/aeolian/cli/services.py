@@ -35,6 +35,7 @@ from aeolian.control.queues import Queues
 from aeolian.control.secrets import Secrets
 from aeolian.control.signed_urls import SignedUrls, load_key
 from aeolian.control.tokens import Tokens
+from aeolian.control.volume_collector import VolumeCollector
 from aeolian.control.volume_commits import VolumeCommits
 from aeolian.control.volume_contents import VolumeContents
 from aeolian.control.volumes import Volumes
@@ -43,6 +44,7 @@ from aeolian.domain.caller import Caller
 from aeolian.domain.calls import Tickets
 from aeolian.domain.clock import SystemClock
 from aeolian.domain.errors import FailedPrecondition
+from aeolian.domain.link import ForgetVolumes
 from aeolian.gateway.app import Gateway
 from aeolian.gateway.blobs import BlobRoutes
 from aeolian.gateway.volumes import VolumeRoutes
@@ -104,7 +106,8 @@ class Services:
         self.queues = Queues(database, clock, environments)
         volume_files = VolumeFiles(settings.volumes_dir / "content")
         self.volumes = Volumes(database, clock, environments)
-        self.contents = VolumeContents(database, clock, volume_files, content, urls)
+        self.volume_collector = VolumeCollector(database, clock, volume_files)
+        self.contents = VolumeContents(database, clock, volume_files, content, urls, self.volume_collector)
         self.commits = VolumeCommits(database, clock, volume_files)
         self.workers = Workers()
         self.pools = Pools(clock, self.functions, self.workers)
@@ -180,6 +183,9 @@ class Services:
         for owner in owners:
             owner.check_owner = self.apps.living
             self.apps.when_ended.append(owner.delete_owned_by)
+        for changed in (self.volumes, self.commits):
+            changed.when_dropped.append(self.volume_collector.wake)
+        self.volume_collector.when_freed.append(lambda ids: self.workers.send_to_all(ForgetVolumes(tuple(ids))))
         self.environments.when_renamed.append(self.apps.environment_renamed)
         self.environments.when_deleted.append(self.apps.stop_all_in)
         for owner in owners:
@@ -201,7 +207,7 @@ class Services:
             self.dicts.objects,
             self.queues,
             self.volumes,
-            self.contents,
+            self.volume_collector,
         ):
             await service.open()
             stack.push_async_callback(service.close)

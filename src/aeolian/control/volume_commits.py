@@ -1,6 +1,7 @@
 """What workers ask of a Volume for their containers: its entries at a version, and commits of what they wrote."""
 
 import asyncio
+from collections.abc import Callable
 
 from sqlalchemy.engine import Connection
 
@@ -19,6 +20,8 @@ PUT_KINDS = (EntryKind.FILE, EntryKind.DIRECTORY, EntryKind.SYMLINK)
 
 class VolumeCommits:
     def __init__(self, database: Database, clock: Clock, files: VolumeFiles):
+        self.when_dropped: list[Callable[[], None]] = []
+        """Called after a commit: nobody may name any more what it replaced."""
         self._database = database
         self._clock = clock
         self._files = files
@@ -53,6 +56,8 @@ class VolumeCommits:
             lambda c, volume: edits.apply_commit(c, volume, changes, self._now_ns()),
             once=f"volume-commit/{changes.commit_id}",
         )
+        for callback in self.when_dropped:
+            callback()
         return Committed(version, is_new)
 
     async def make_folder(self, volume_id: str, path: str) -> int:

@@ -1,8 +1,6 @@
 """The files of Volumes, as clients list, upload, download, copy and remove them."""
 
 import asyncio
-import contextlib
-import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from aeolian.control import volume_edits as edits
 from aeolian.control.signed_urls import SignedUrls
+from aeolian.control.volume_collector import VolumeCollector
 from aeolian.control.volume_edits import edit_volume, existing_volume
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import InvalidArgument, NotFound
@@ -22,6 +21,7 @@ from aeolian.domain.volumes import (
     block_slices,
     clean_path,
     content_of_blocks,
+    content_of_bytes,
     num_blocks,
     resolve_link,
 )
@@ -30,9 +30,6 @@ from aeolian.storage.database import Database
 from aeolian.storage.files import ContentStore
 from aeolian.storage.volume_files import VolumeFiles
 
-log = logging.getLogger(__name__)
-
-COLLECT_S = 3600.0
 PAGE_ENTRIES = 20_000
 """A listing up to this long is of one version; longer ones continue with what is newest then."""
 STREAM_ENTRIES = 1000
@@ -74,7 +71,13 @@ class Slices(NamedTuple):
 
 class VolumeContents:
     def __init__(
-        self, database: Database, clock: Clock, files: VolumeFiles, mount_files: ContentStore, urls: SignedUrls
+        self,
+        database: Database,
+        clock: Clock,
+        files: VolumeFiles,
+        mount_files: ContentStore,
+        urls: SignedUrls,
+        collector: VolumeCollector,
     ):
         """`files` is the content of volumes; `mount_files` is where `MountPutFile` puts uploads of v1 clients."""
         self._database = database
@@ -82,32 +85,7 @@ class VolumeContents:
         self._files = files
         self._mount_files = mount_files
         self._urls = urls
-        self._collector: asyncio.Task | None = None
-
-    # ---- life of the service ----------------------------------------------------------------------------
-
-    async def open(self) -> None:
-        """Start deleting, once an hour, what no volume names any more."""
-        self._collector = asyncio.create_task(self._collect_forever(), name="volume-contents-collect")
-
-    async def close(self) -> None:
-        if self._collector is not None:
-            self._collector.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._collector
-
-    async def _collect_forever(self) -> None:
-        while True:
-            await asyncio.sleep(COLLECT_S)
-            try:
-                await self.collect()
-            except Exception:
-                log.exception("collecting the volumes' unused content failed; the next turn tries again")
-
-    async def collect(self) -> int:
-        """Delete content that no volume names any more; return how many files."""
-        referenced = await self._database.read(storage.referenced_contents)
-        return await asyncio.to_thread(self._files.collect, referenced)
+        self._collector = collector
 
     # ---- files, for clients -----------------------------------------------------------------------------
 
@@ -149,21 +127,25 @@ class VolumeContents:
         for upload in cleaned:
             _check_blocks(upload)
         await self._database.read(lambda c: _check_upload(c, volume_id, cleaned, overwrite))
-        found = await asyncio.to_thread(
-            lambda: [self._files.find_blocks(upload.size_bytes, upload.block_sha256s) for upload in cleaned]
-        )
-        missing = [
-            MissingBlock(file_index, block_index, self._block_url(upload, block_index))
-            for file_index, upload in enumerate(cleaned)
-            for block_index in found[file_index].missing
-        ]
-        if not missing:
+        async with self._files.in_use():
+            found = await asyncio.to_thread(
+                lambda: [self._files.find_blocks(upload.size_bytes, upload.block_sha256s) for upload in cleaned]
+            )
+            missing = [
+                MissingBlock(file_index, block_index, self._block_url(upload, block_index))
+                for file_index, upload in enumerate(cleaned)
+                for block_index in found[file_index].missing
+            ]
+            if missing:
+                self._collector.promise(_contents_of(upload) for upload in cleaned)
+                return missing
             pairs = [(upload, blocks.content) for upload, blocks in zip(cleaned, found, strict=True)]
             files = await asyncio.to_thread(
                 lambda: [self._entry(upload.path, upload.mode, content) for upload, content in pairs]
             )
             await self._put(volume_id, files, overwrite, once)
-        return missing
+            self._collector.keep_promise(_contents_of(upload) for upload in cleaned)
+            return []
 
     async def put_stored_files(
         self, volume_id: str, uploads: Sequence[StoredFile], *, overwrite: bool, once: str | None = None
@@ -178,7 +160,8 @@ class VolumeContents:
                 for path, mode, sha256_hex in cleaned
             ]
 
-        await self._put(volume_id, await asyncio.to_thread(link), overwrite, once)
+        async with self._files.in_use():
+            await self._put(volume_id, await asyncio.to_thread(link), overwrite, once)
 
     async def _put(self, volume_id: str, files: Sequence[VolumeEntry], overwrite: bool, once: str | None) -> None:
         await edit_volume(
@@ -187,6 +170,7 @@ class VolumeContents:
             lambda c, volume: edits.put_files(c, volume, files, self._now_ns(), overwrite=overwrite),
             once=once,
         )
+        self._collector.wake()
 
     async def remove(self, volume_id: str, path: str, *, recursive: bool, once: str | None = None) -> None:
         cleaned = clean_path(path)
@@ -196,6 +180,7 @@ class VolumeContents:
             lambda c, volume: edits.remove(c, volume, cleaned, recursive=recursive),
             once=once,
         )
+        self._collector.wake()
 
     async def copy(
         self, volume_id: str, sources: Sequence[str], target: str, *, recursive: bool, once: str | None = None
@@ -206,6 +191,7 @@ class VolumeContents:
             lambda c, volume: edits.copy(c, volume, sources, target, self._now_ns(), recursive=recursive),
             once=once,
         )
+        self._collector.wake()
 
     async def slices(self, volume_id: str, path: str, start: int = 0, length: int = 0) -> Slices:
         """URLs for a byte range of a file (`length` 0: to its end). Raises NotFound, InvalidArgument."""
@@ -213,6 +199,7 @@ class VolumeContents:
         entry = await self._database.read(lambda connection: _resolve_file(connection, volume_id, cleaned, path))
         start = min(start, entry.size_bytes)
         length = min(length or entry.size_bytes, entry.size_bytes - start)
+        self._collector.lend(entry.content, length)
         url_path = f"/volumes/files/{entry.content}"
         urls = [
             self._urls.make("GET", url_path, offset=offset, length=part) for offset, part in block_slices(start, length)
@@ -267,6 +254,14 @@ def _check_blocks(upload: BlockFile) -> None:
         )
     if any(len(sha256) != 32 for sha256 in upload.block_sha256s):
         raise InvalidArgument(f"file {upload.path!r}: a block's SHA-256 is not 32 bytes long")
+
+
+def _contents_of(upload: BlockFile) -> list[str]:
+    """The ids that an upload's content may come to have."""
+    ids = [content_of_blocks(upload.size_bytes, upload.block_sha256s)]
+    if len(upload.block_sha256s) == 1:
+        ids.append(content_of_bytes(upload.block_sha256s[0].hex()))
+    return ids
 
 
 def _check_upload(

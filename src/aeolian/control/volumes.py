@@ -45,6 +45,8 @@ class Volumes:
     def __init__(self, database: Database, clock: Clock, environments: Environments):
         self.check_owner: Callable[[str, Caller], object] = lambda app_id, caller: None
         """Raises NotFound or FailedPrecondition for an app that cannot own anything (any more)."""
+        self.when_dropped: list[Callable[[], None]] = []
+        """Called when a Volume is gone: nobody may name its content any more."""
         self._database = database
         self._clock = clock
         self._environments = environments
@@ -81,25 +83,30 @@ class Volumes:
         horizon = self._clock.now() - HEARTBEAT_TIMEOUT_S
         for volume_id in [volume_id for volume_id, at in self._heard_at.items() if at < horizon]:
             await self._database.write(partial(_delete, volume_id))
-            self._heard_at.pop(volume_id, None)
+            self._deleted(volume_id)
 
     async def delete_owned_by(self, app_id: str) -> None:
         """The app has come to its end: its anonymous volumes go."""
-
-        def delete(connection: Connection) -> None:
-            for volume_id in storage.ids_owned_by(connection, app_id):
-                storage.delete_volume(connection, volume_id)
-
-        await self._database.write(delete)
+        await self._delete_all(partial(storage.ids_owned_by, app_id=app_id))
 
     async def delete_in(self, environment_id: str) -> None:
         """The environment goes, and its volumes with it."""
+        await self._delete_all(partial(storage.ids_in, environment_id=environment_id))
 
-        def delete(connection: Connection) -> None:
-            for volume_id in storage.ids_in(connection, environment_id):
+    async def _delete_all(self, which: Callable[[Connection], list[str]]) -> None:
+        def delete(connection: Connection) -> list[str]:
+            volume_ids = which(connection)
+            for volume_id in volume_ids:
                 storage.delete_volume(connection, volume_id)
+            return volume_ids
 
-        await self._database.write(delete)
+        for volume_id in await self._database.write(delete):
+            self._deleted(volume_id)
+
+    def _deleted(self, volume_id: str) -> None:
+        self._heard_at.pop(volume_id, None)
+        for callback in self.when_dropped:
+            callback()
 
     # ---- volumes ----------------------------------------------------------------------------------------
 
@@ -217,7 +224,7 @@ class Volumes:
             _delete(volume_id, connection)
 
         await self._database.write(delete, once=caller.once("VolumeDelete"))
-        self._heard_at.pop(volume_id, None)
+        self._deleted(volume_id)
 
     # ---- helpers ----------------------------------------------------------------------------------------
 

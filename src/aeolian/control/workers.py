@@ -69,6 +69,10 @@ class Workers:
         """Those that new work can be given to."""
         return [worker for worker in self._workers.values() if worker.is_connected and not worker.is_leaving]
 
+    def send_to_all(self, command: Command) -> None:
+        for worker in self._workers.values():
+            worker.send(command)
+
     def send(self, worker_id: str, command: Command) -> None:
         if (worker := self._workers.get(worker_id)) is not None:
             worker.send(command)

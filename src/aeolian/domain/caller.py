@@ -1,6 +1,10 @@
 """Who is calling: a client with a token, or a container that its worker vouches for."""
 
+import hashlib
+
 import msgspec
+
+MAX_KEY_LENGTH = 100
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -32,4 +36,7 @@ class Caller(msgspec.Struct, frozen=True):
         """The key under which this request's result is kept (`Database.write(once=…)`), or None."""
         if not self.idempotency_key:
             return None
-        return f"{method}/{self.token_id or self.task_id}/{self.idempotency_key}"
+        key = self.idempotency_key
+        if len(key) > MAX_KEY_LENGTH:  # a client's own invention: a UUID has 36
+            key = hashlib.sha256(key.encode()).hexdigest()
+        return f"{method}/{self.token_id or self.task_id}/{key}"

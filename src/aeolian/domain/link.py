@@ -213,6 +213,12 @@ class PrepareImage(msgspec.Struct, frozen=True, tag="prepare"):
     builder_version: str
 
 
+class ForgetVolumes(msgspec.Struct, frozen=True, tag="forget_volumes"):
+    """These Volumes are gone or have lost much: what a worker keeps of older versions only holds the disk."""
+
+    volume_ids: tuple[str, ...]
+
+
 Command = (
     Welcome
     | StartContainer
@@ -225,6 +231,7 @@ Command = (
     | BuildImage
     | CancelBuild
     | PrepareImage
+    | ForgetVolumes
 )
 
 encode = msgspec.msgpack.Encoder().encode

@@ -6,6 +6,7 @@
     root/cd/b<sha256>          a file known by the SHA-256s of its 8 MiB blocks: uploaded by a v2 client
     root/variants/<id>.<mode>.<mtime>   the same content under another mode or time (both belong to the inode)
     root/incoming/             files being written; `<id>.part` and `<id>.have` are uploads, block by block
+    root/lock                  held, shared, by who stores content that no entry names yet
 
 Files are immutable once they have their name. Server and workers of one machine share the folder.
 """
@@ -18,7 +19,7 @@ import os
 import tempfile
 import time
 import weakref
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,6 +146,12 @@ class VolumeFiles:
                     self._publish(temporary, target)
         return content
 
+    def put_back(self, source: Path, content: str) -> bool:
+        """Link content in again that was deleted here, from a tree that was linked to it."""
+        with contextlib.suppress(FileExistsError):
+            os.link(source, self.path(content), follow_symlinks=False)
+        return self.keep(content)
+
     # ---- uploads by block -------------------------------------------------------------------------------
 
     def find_blocks(self, size_bytes: int, sha256s: Sequence[bytes]) -> Found:
@@ -222,6 +229,47 @@ class VolumeFiles:
 
     # ---- collection -------------------------------------------------------------------------------------
 
+    @contextlib.asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """What is stored inside this block is not deleted before its end, when an entry should name it."""
+        descriptor = await asyncio.to_thread(self._locked, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _locked(self, operation: int) -> int:
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, operation)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    @contextlib.contextmanager
+    def nobody_stores(self) -> Iterator[bool]:
+        """False while anybody, in this process or another, is inside `in_use`; else they wait for the end of this."""
+        try:
+            descriptor = self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def delete(self, contents: Collection[str]) -> int:
+        """Delete contents and their variants; return how many bytes nobody has any more, but for who links to them."""
+        num_bytes = 0
+        for content in contents:
+            num_bytes += _unlink(self.path(content))
+        for variant in os.listdir(self._variants):
+            if variant.split(".")[0] in contents:
+                num_bytes += _unlink(self._variants / variant)
+        return num_bytes
+
     def collect(self, referenced: set[str], now: float | None = None) -> int:
         """Delete content that no volume names and that has been new for nobody in a day; return how many files.
 
@@ -229,7 +277,7 @@ class VolumeFiles:
         """
         horizon = (time.time() if now is None else now) - UNUSED_LIFETIME_S
         num_deleted = 0
-        for folder in list(self.root.iterdir()):
+        for folder in [folder for folder in self.root.iterdir() if folder.is_dir()]:
             for path in list(folder.iterdir()):
                 if folder != self._incoming and path.name.split(".")[0] in referenced:
                     continue
@@ -268,6 +316,16 @@ class VolumeFiles:
             raise
         except OSError as error:
             raise disk_error(error) from error
+
+
+def _unlink(path: Path) -> int:
+    """The size of the file that is gone, 0 for none."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+        return size
+    except FileNotFoundError:
+        return 0
 
 
 def copy_content(source: int, target: int, digest: "hashlib._Hash | None") -> int:

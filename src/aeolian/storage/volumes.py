@@ -1,6 +1,7 @@
 """Tables and queries of Volumes. An entry that is gone stays as a tombstone of the version that removed it."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -44,7 +45,16 @@ volume_entries = sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Index("volume_entries_by_parent", "volume_id", "parent", "path"),
     sa.Index("volume_entries_by_version", "volume_id", "version"),
+    sa.Index("volume_entries_by_content", "content"),
 )
+
+dropped_contents = sa.Table(
+    "dropped_contents",
+    metadata,
+    sa.Column("content", sa.String, primary_key=True),
+    sa.Column("volume_id", sa.String, nullable=False),
+)
+"""What an entry named and names no more. Others may still name it; if none does, it is collected."""
 
 IN_BATCH = 400
 
@@ -142,6 +152,7 @@ def set_version(connection: Connection, volume_id: str, version: int) -> None:
 
 def delete_volume(connection: Connection, volume_id: str) -> bool:
     """Delete it with all entries; return whether it was there."""
+    _drop_contents(connection, volume_entries.c.volume_id == volume_id)
     connection.execute(volume_entries.delete().where(volume_entries.c.volume_id == volume_id))
     return connection.execute(volumes.delete().where(volumes.c.volume_id == volume_id)).rowcount > 0
 
@@ -212,6 +223,9 @@ def put_entries(connection: Connection, volume_id: str, entries: Sequence[Volume
     """Set these entries (or tombstones); paths must differ."""
     if not entries:
         return
+    for start in range(0, len(entries), IN_BATCH):
+        paths = [entry.path for entry in entries[start : start + IN_BATCH]]
+        _drop_contents(connection, (volume_entries.c.volume_id == volume_id) & volume_entries.c.path.in_(paths))
     connection.execute(
         volume_entries.delete().where(
             volume_entries.c.volume_id == sa.bindparam("key_id"), volume_entries.c.path == sa.bindparam("key_path")
@@ -233,18 +247,71 @@ def remove_below(
 
     `seen` = (base version, own versions): only entries that a reader of these versions has seen.
     """
-    statement = volume_entries.update().where(
-        volume_entries.c.volume_id == volume_id, _below(folder), volume_entries.c.kind != EntryKind.GONE
-    )
+    which = (volume_entries.c.volume_id == volume_id) & _below(folder) & (volume_entries.c.kind != EntryKind.GONE)
     if seen is not None:
         base, own = seen
         own = [number for number in own if number > base]
-        statement = statement.where(
+        which &= (
             sa.or_(volume_entries.c.version <= base, volume_entries.c.version.in_(own)) if own
             else volume_entries.c.version <= base
         )  # fmt: skip
+    _drop_contents(connection, which)
+    statement = volume_entries.update().where(which)
     values = {"kind": EntryKind.GONE, "content": "", "size_bytes": 0, "version": version}
     return connection.execute(statement.values(values)).rowcount
+
+
+# ---- contents ---------------------------------------------------------------------------------------------
+
+
+def _drop_contents(connection: Connection, which: sa.ColumnElement[bool]) -> None:
+    """Remember what these entries name: they are about to go, or to name something else."""
+    is_known = sa.exists().where(dropped_contents.c.content == volume_entries.c.content)
+    query = (
+        sa.select(volume_entries.c.content, volume_entries.c.volume_id)
+        .where(which, volume_entries.c.kind == EntryKind.FILE, ~is_known)
+        .distinct()
+    )
+    connection.execute(dropped_contents.insert().from_select(["content", "volume_id"], query))
+
+
+class Dropped(NamedTuple):
+    content: str
+    volume_id: str
+
+
+def list_dropped(connection: Connection, after: str, limit: int) -> list[Dropped]:
+    """By content, after content `after`."""
+    query = (
+        sa.select(dropped_contents.c.content, dropped_contents.c.volume_id)
+        .where(dropped_contents.c.content > after)
+        .order_by(dropped_contents.c.content)
+        .limit(limit)
+    )
+    return [Dropped(content, volume_id) for content, volume_id in connection.execute(query)]
+
+
+def named_contents(connection: Connection, contents: Sequence[str]) -> set[str]:
+    """Those of these contents that any volume names."""
+    found: set[str] = set()
+    for start in range(0, len(contents), IN_BATCH):
+        query = sa.select(volume_entries.c.content).where(
+            volume_entries.c.content.in_(contents[start : start + IN_BATCH]), volume_entries.c.kind == EntryKind.FILE
+        )
+        found.update(connection.execute(query.distinct()).scalars())
+    return found
+
+
+def forget_dropped(connection: Connection, contents: Sequence[str]) -> None:
+    for start in range(0, len(contents), IN_BATCH):
+        batch = contents[start : start + IN_BATCH]
+        connection.execute(dropped_contents.delete().where(dropped_contents.c.content.in_(batch)))
+
+
+def existing_ids(connection: Connection, volume_ids: Iterable[str]) -> set[str]:
+    """Those of these volumes that there are."""
+    query = sa.select(volumes.c.volume_id).where(volumes.c.volume_id.in_(list(volume_ids)))
+    return set(connection.execute(query).scalars())
 
 
 def referenced_contents(connection: Connection) -> set[str]:

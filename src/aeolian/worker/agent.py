@@ -27,6 +27,7 @@ from aeolian.domain.link import (
     Command,
     ContainerChanged,
     Event,
+    ForgetVolumes,
     Hello,
     ImageBuilt,
     Leaving,
@@ -208,6 +209,9 @@ class Agent:
                 self._cancel_build(command)
             case PrepareImage():
                 self._prepare(command)
+            case ForgetVolumes():
+                if self._volume_rpcs is not None:
+                    self._volume_rpcs.forget(command.volume_ids)
             case Welcome():
                 for task_id in command.unknown_task_ids:
                     if (container := self._containers.get(task_id)) is not None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import signal
 import time
@@ -15,6 +16,8 @@ from aeolian.domain.volumes import EntryKind, Removal, VolumeEntry, ancestors
 from aeolian.storage.receive import disk_error
 from aeolian.storage.volume_files import VolumeFiles
 from aeolian.worker.volume_scan import NO_FOLLOW, Scan, Seen, seen_of
+
+log = logging.getLogger(__name__)
 
 COARSE_CLOCK_NS = 20_000_000
 """File times may tick as slowly as this: a file changed more recently may change again without its time moving."""
@@ -94,6 +97,7 @@ def draft(
     found: Scan,
     ledger: Ledger,
     base: Callable[[str], VolumeEntry | None],
+    restore: Callable[[VolumeEntry], bool],
     files: VolumeFiles,
     *,
     waits_for_writers: bool,
@@ -101,8 +105,9 @@ def draft(
 ) -> Draft:
     """Compare a scan of the open folder `root` with the ledger and store the content of what is new.
 
-    `base(path)`: the entry of the overlay's lower layers. `waits_for_writers`: leave files that are open for writing to a later commit. `takes` (the folder's path):
-    the container has ended, files may be moved out of it. Raises OutOfSpace.
+    `base(path)`: the entry of the overlay's lower layers. `restore(entry)` stores the content of one of those again.
+    `waits_for_writers`: leave files that are open for writing to a later commit. `takes` (the folder's path): the
+    container has ended, files may be moved out of it. Raises OutOfSpace.
     """
     result = Draft(misnamed=found.misnamed)
     by_inode = {known.seen.inode: known for known in ledger.known.values() if known.seen and known.seen.size_bytes}
@@ -127,6 +132,10 @@ def draft(
     for path, entry in found.moved.items():
         old = ledger.known.get(path)
         if old is None or not _is_same(old.entry, entry):
+            # Who removed it from the volume has not removed it from here.
+            if entry.kind == EntryKind.FILE and not files.keep(entry.content) and not restore(entry):
+                log.error("the content of %r is lost: its file was removed from the volume meanwhile", path)
+                continue
             moved = VolumeEntry(path, entry.kind, entry.mode, entry.mtime_ns, entry.size_bytes, entry.content)
             result.known[path] = Known(moved, None)
             result.puts.append(moved)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from aeolian.domain.volumes import EntryKind, VolumeEntry, merge_pages, parent_of
 from aeolian.storage.receive import disk_error
@@ -47,6 +48,14 @@ class Snapshot:
     def paths(self) -> list[str]:
         return sorted(self.entries)
 
+    def restore(self, entry: VolumeEntry, files: VolumeFiles) -> bool:
+        """Put the content of one of these entries back into the store, which has let it go; False when it is lost."""
+        for layer in self.layers:
+            place = layer / FILES / entry.path
+            if place.is_symlink() or place.exists():
+                return place.is_file() and files.put_back(place, entry.content)
+        return False
+
     def below(self, folder: str) -> Iterable[VolumeEntry]:
         """Everything below `folder` ("" = root), by path."""
         paths = self.paths
@@ -65,13 +74,13 @@ class VolumeLayers:
         self._with_layers = with_layers
         self._newest: dict[str, Snapshot] = {}
         self._in_use: list[Snapshot] = []
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._numbers = itertools.count(1)
         self._made: set[Path] = set()
 
     async def acquire(self, volume_id: str, authority: VolumeAuthority) -> Snapshot:
         """The volume's newest version, until `release`. Raises NotFound, OutOfSpace."""
-        async with self._locks.setdefault(volume_id, asyncio.Lock()):
+        async with self._lock(volume_id):
             known = self._newest.pop(volume_id, None)
             if known is not None:
                 self._newest[volume_id] = known  # the last used is the last to go
@@ -90,10 +99,20 @@ class VolumeLayers:
         self._in_use.remove(snapshot)
         await self._prune()
 
+    async def forget(self, volume_ids: Iterable[str]) -> None:
+        """Keep no version of these volumes but those in use."""
+        for volume_id in volume_ids:
+            async with self._lock(volume_id):
+                self._newest.pop(volume_id, None)
+        await self._prune()
+
+    def _lock(self, volume_id: str) -> asyncio.Lock:
+        return self._locks.setdefault(volume_id, asyncio.Lock())
+
     async def _prune(self) -> None:
         for volume_id in list(self._newest)[: max(0, len(self._newest) - MAX_IDLE_VOLUMES)]:
-            if not self._newest[volume_id].num_users and not self._locks[volume_id].locked():
-                del self._newest[volume_id], self._locks[volume_id]
+            if not self._newest[volume_id].num_users and not self._lock(volume_id).locked():
+                del self._newest[volume_id]
         kept = {layer for snapshot in (*self._newest.values(), *self._in_use) for layer in snapshot.layers}
         for layer in self._made - kept:
             self._made.discard(layer)

@@ -3,6 +3,8 @@
 All others pass through to the server.
 """
 
+from collections.abc import Sequence
+
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
@@ -22,3 +24,7 @@ class WorkerVolumeRpcs:
     async def VolumeReload(self, request: api_pb2.VolumeReloadRequest, task_id: str) -> Empty:
         await self._volumes.reload(task_id, request.volume_id)
         return Empty()
+
+    def forget(self, volume_ids: Sequence[str]) -> None:
+        """The server's hint that older versions of these Volumes only hold the disk."""
+        self._volumes.forget(volume_ids)

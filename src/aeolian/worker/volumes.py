@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +93,7 @@ class WorkerVolumes:
         self._overlays = overlays
         self._layers: VolumeLayers | None = None
         self._attached: dict[str, dict[str, Attachment]] = {}
+        self._forgotten: set[str] = set()
         self._background: asyncio.Task | None = None
 
     async def open(self) -> None:
@@ -146,15 +148,16 @@ class WorkerVolumes:
             return present.folder.source
         if sub_path:
             await self._authority.make_folder(mount.volume_id, sub_path)
-        snapshot = await self._layers.acquire(mount.volume_id, self._authority)
-        try:
-            entry = snapshot.entries.get(sub_path)
-            if sub_path and (entry is None or entry.kind != EntryKind.DIRECTORY):
-                raise FailedPrecondition(f"Volume {mount.volume_id} has no directory {sub_path!r} to mount")
-            attachment = await asyncio.to_thread(self._attach, task_id, mount, snapshot, sub_path)
-        except BaseException:
-            await self._layers.release(snapshot)
-            raise
+        async with self._files.in_use():
+            snapshot = await self._layers.acquire(mount.volume_id, self._authority)
+            try:
+                entry = snapshot.entries.get(sub_path)
+                if sub_path and (entry is None or entry.kind != EntryKind.DIRECTORY):
+                    raise FailedPrecondition(f"Volume {mount.volume_id} has no directory {sub_path!r} to mount")
+                attachment = await asyncio.to_thread(self._attach, task_id, mount, snapshot, sub_path)
+            except BaseException:
+                await self._layers.release(snapshot)
+                raise
         volumes[mount.volume_id] = attachment
         return attachment.folder.source
 
@@ -221,6 +224,12 @@ class WorkerVolumes:
     async def _last_commit(self, task_id: str, attachment: Attachment) -> None:
         volume_id = attachment.mount.volume_id
         try:
+            await self._take_and_send(attachment)
+        except AeolianError as error:
+            log.error("the last commit of %s to volume %s is lost: %s", task_id, volume_id, error.message)
+
+    async def _take_and_send(self, attachment: Attachment) -> None:
+        async with self._files.in_use():
             last = await asyncio.to_thread(self._draft, attachment, False, attachment.folder.scanned)
             for number in range(LAST_COMMIT_TRIES):
                 try:
@@ -230,8 +239,10 @@ class WorkerVolumes:
                     if number + 1 == LAST_COMMIT_TRIES:
                         raise
                     await asyncio.sleep(LAST_COMMIT_PAUSE_S * 2**number)
-        except AeolianError as error:
-            log.error("the last commit of %s to volume %s is lost: %s", task_id, volume_id, error.message)
+
+    def forget(self, volume_ids: Iterable[str]) -> None:
+        """Older versions of these volumes are not kept for the next container, within seconds."""
+        self._forgotten.update(volume_ids)
 
     # ---- commit and reload ------------------------------------------------------------------------------
 
@@ -241,7 +252,7 @@ class WorkerVolumes:
         Raises NotFound, FailedPrecondition, OutOfSpace, Unavailable; then nothing was committed.
         """
         attachment = self._get(task_id, volume_id, "commit")
-        async with attachment.lock:
+        async with attachment.lock, self._files.in_use():
             await self._commit(attachment)
             version, changed = await changes_since(self._authority, volume_id, attachment.version)
             if any(not self._is_known(attachment, entry) for entry in changed.values()):
@@ -256,7 +267,7 @@ class WorkerVolumes:
         OutOfSpace, Unavailable.
         """
         attachment = self._get(task_id, volume_id, "reload")
-        async with attachment.lock:
+        async with attachment.lock, self._files.in_use():
             if open_file := await asyncio.to_thread(attachment.folder.open_file):
                 inside = open_file.removeprefix(f"{attachment.mount.path}/")
                 raise FailedPrecondition(
@@ -281,16 +292,19 @@ class WorkerVolumes:
         return attachment
 
     async def _commit_in_background(self) -> None:
+        assert self._layers is not None
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(BACKGROUND_COMMIT_S / 2)
+            forgotten, self._forgotten = self._forgotten, set()
+            await self._layers.forget(forgotten)
             for task_id, volumes in list(self._attached.items()):
                 for attachment in list(volumes.values()):
                     started_at = loop.time()
                     if not attachment.mount.allow_background_commits or started_at < attachment.next_background_at:
                         continue
                     try:
-                        async with attachment.lock:
+                        async with attachment.lock, self._files.in_use():
                             if self._attached.get(task_id) is volumes:
                                 await self._commit(attachment, in_background=True)
                     except (AeolianError, OSError) as error:
@@ -326,6 +340,7 @@ class WorkerVolumes:
             found,
             attachment.ledger,
             attachment.base_entry,
+            lambda entry: attachment.snapshot.restore(entry, self._files),
             self._files,
             waits_for_writers=waits_for_writers,
             takes=takes,
