@@ -102,11 +102,12 @@ async def test_kill_ends_all_processes_of_a_container(place):
 async def test_nothing_outlives_the_main_process(place):
     code = (
         "import os, time\n"
+        "read, write = os.pipe()\n"
         "if os.fork() == 0:\n"
         "  os.setsid()\n"
-        "  if os.fork() == 0: print('daemon', flush=True); time.sleep(600)\n"
+        "  if os.fork() == 0: print('daemon', flush=True); os.write(write, b'x'); time.sleep(600)\n"
         "  os._exit(0)\n"
-        "os.wait()"
+        "os.read(read, 1)"
     )
     started = await place.start("python", "-c", code)
     assert await started.line() == "daemon"
