@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import psutil
 
 AEOLIAN = shlex.split(os.environ.get("AEOLIAN_COMMAND", f"{sys.executable} -m aeolian.cli.main"))
 """The command under test: another installation can be named by AEOLIAN_COMMAND."""
@@ -65,6 +66,10 @@ class RunningAeolian:
         """`front`, `server` or `worker`."""
         records = msgspec.json.decode((self.data_dir / "run/processes.json").read_bytes())
         return next(record["pid"] for record in records if record["name"] == name)
+
+    def memory_mib(self) -> int:
+        """What its own processes hold."""
+        return sum(psutil.Process(self.pid_of(name)).memory_info().rss for name in ("front", "server", "worker")) >> 20
 
     def kill(self, name: str) -> None:
         """As an out-of-memory killer would."""

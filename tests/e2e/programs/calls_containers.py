@@ -146,9 +146,10 @@ def check_that_cancellation_spares_the_neighbours():
 
 
 def check_a_target_below_the_maximum():
-    calls = [aims_at_two.spawn(2) for _ in range(6)]
+    calls = [aims_at_two.spawn(60) for _ in range(6)]
     until(lambda: num_containers(aims_at_two) >= 2)
-    assert len(modal.FunctionCall.gather(*calls)) == 6
+    for call in calls:
+        call.cancel()
 
 
 def check_batches():

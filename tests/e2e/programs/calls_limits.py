@@ -19,13 +19,13 @@ def attempt_of(key: str) -> int:
     return count
 
 
-@app.function(timeout=2)
+@app.function(timeout=2, max_containers=1)
 def sleeps(seconds):
     time.sleep(seconds)
     return os.environ[TASK_ID]
 
 
-@app.function(timeout=2)
+@app.function(timeout=2, max_containers=1)
 async def sleeps_async(seconds):
     await asyncio.sleep(seconds)
     return os.environ[TASK_ID]
