@@ -46,6 +46,7 @@ from aeolian.domain.clock import SystemClock
 from aeolian.domain.errors import FailedPrecondition
 from aeolian.domain.link import ForgetVolumes
 from aeolian.gateway.app import Gateway
+from aeolian.gateway.apps import AppPages
 from aeolian.gateway.blobs import BlobRoutes
 from aeolian.gateway.volumes import VolumeRoutes
 from aeolian.protocol.apps import AppRpcs
@@ -160,7 +161,8 @@ class Services:
         self._callers = ContainerCallers(
             self._token, self.containers, self.workers, self.apps, workspace=settings.workspace
         )
-        self.gateway = Gateway([*BlobRoutes(self.blobs).routes(), *VolumeRoutes(self.contents).routes()])
+        routes = (AppPages(self.apps, self.functions), BlobRoutes(self.blobs), VolumeRoutes(self.contents))
+        self.gateway = Gateway([route for group in routes for route in group.routes()])
         self.links = WorkerLinks(
             self._token,
             self.containers,

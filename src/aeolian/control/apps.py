@@ -109,10 +109,14 @@ class Apps:
 
     async def find(self, app_id: str, caller: Caller) -> App:
         """Any app of the caller's workspace, ended ones too. Raises NotFound."""
-        app = self._living.get(app_id) or await self._database.read(lambda c: storage.get_app(c, app_id))
+        app = await self.look_up(app_id)
         if app is None or app.workspace != caller.workspace:
             raise NotFound(f"there is no App {app_id!r}: `modal app list` shows those of an environment")
         return app
+
+    async def look_up(self, app_id: str) -> App | None:
+        """Any app of any workspace, ended ones too."""
+        return self._living.get(app_id) or await self._database.read(lambda c: storage.get_app(c, app_id))
 
     async def find_living(self, app_id: str, caller: Caller) -> App:
         """As `living`, but an app that has ended is told apart (FailedPrecondition) from one that never was."""

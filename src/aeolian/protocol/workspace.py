@@ -37,7 +37,7 @@ class WorkspaceRpcs:
             token_id=token.token_id,
             workspace_id=caller.workspace,
             workspace_name=caller.workspace,
-            user_identity=api_pb2.UserIdentity(username=caller.workspace),
+            user_identity=api_pb2.UserIdentity(user_id=caller.workspace, username=caller.workspace),
             created_at=Timestamp(seconds=int(token.created_at)),
             token_name=token.name,
         )
