@@ -12,6 +12,8 @@ import msgspec
 
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument
 
+MAX_PATH_BYTES = 85
+"""Of a data directory: a Unix socket's whole path may have 107 on Linux, 103 elsewhere."""
 RuntimeChoice = Literal["auto", "gvisor", "native", "process"]
 
 
@@ -123,8 +125,14 @@ def load_of(data_dir: Path) -> Settings:
 
 def create_folders(data_dir: Path) -> None:
     """The data directory and what must be private in it. Raises InvalidArgument when it cannot be had."""
+    if len(os.fsencode(data_dir)) > MAX_PATH_BYTES:
+        raise InvalidArgument(
+            f"the path {data_dir} is too long for the Unix sockets in it: name a data directory of up to "
+            f"{MAX_PATH_BYTES} bytes with --data-dir"
+        )
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        # Inputs, outputs and files of everybody are in there; one that exists keeps the mode its owner gave it.
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("run", "keys"):
             (data_dir / name).mkdir(mode=0o700, exist_ok=True)
             os.chmod(data_dir / name, 0o700)

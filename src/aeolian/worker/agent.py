@@ -126,7 +126,9 @@ class Agent:
     async def open(self) -> None:
         """Start serving. What a killed predecessor left has been ended by the runtime."""
         await asyncio.to_thread(remove_tree, self._containers_dir)
-        self._containers_dir.mkdir(parents=True, exist_ok=True)
+        self._containers_dir.mkdir(
+            mode=0o700, parents=True, exist_ok=True
+        )  # arguments may hold what others must not read
         self.link.open()
 
     async def close(self, drain_s: float) -> None:

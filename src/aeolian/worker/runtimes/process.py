@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aeolian.domain.errors import AeolianError, FailedPrecondition
-from aeolian.worker.hooks.base import Bind, Hook, Start
+from aeolian.worker.hooks.base import Bind, FunctionHook, Hook, Start
 from aeolian.worker.hooks.image import DEFAULT_PATH, ImageHook
+from aeolian.worker.hooks.names import NamesHook
 from aeolian.worker.hooks.sdk import SITE_TARGET, SdkHook, brings_own_sdk
 from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.images.store import ImageStore, StoredImage
@@ -26,6 +27,7 @@ from aeolian.worker.runtimes.base import runtime_folder
 from aeolian.worker.runtimes.fork_server import ForkedContainer, Zygote, ZygoteConfig
 from aeolian.worker.runtimes.portable import make_portable, site_packages_of
 from aeolian.worker.runtimes.view import PRIVATE
+from aeolian.worker.runtimes.wiring import wired
 from aeolian.worker.sdk import DEPENDENCIES_TARGET, PACKAGES_TARGET, SdkStore, host_libc
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,6 @@ ENTRYPOINT_ARGV = ("python", "-m", "modal._container_entrypoint")
 MAX_ZYGOTES = 8
 LAST_WITH_DEPENDENCIES = "2024.10"
 """Images of later builder versions do not hold what the SDK depends on: it is mounted."""
-SOCKET_TARGET = "/__modal/worker.sock"
-ARGUMENTS_TARGET = "/__modal/arguments.pb"
 OF_ZYGOTE = frozenset([PACKAGES_TARGET, DEPENDENCIES_TARGET, SITE_TARGET])
 READ_AT_START = frozenset(
     [
@@ -89,7 +89,14 @@ class ProcessRuntime:
         self._folder = runtime_folder(data_dir, "process")
         self._images = images
         self._sdk = sdk
-        self._hooks = [*layers, ImageHook(images, mounts=False), SdkHook(sdk, self._python_of), *hooks]
+        self._names = NamesHook()
+        self._hooks = [
+            *layers,
+            ImageHook(images, mounts=False),
+            SdkHook(sdk, self._python_of),
+            *hooks,
+            FunctionHook(NamesHook.name, self._show_names),
+        ]
         self.capabilities = Capabilities(False)
         self._zygotes: OrderedDict[tuple, asyncio.Task[Zygote]] = OrderedDict()
         self._watchers: set[asyncio.Task] = set()
@@ -146,7 +153,7 @@ class ProcessRuntime:
             and READ_AT_START.isdisjoint(start.env)
         )
         zygote = await self._zygote(image, start.binds if forks else [], preload=forks)
-        env, binds = self._wired(start)
+        env, binds = wired(start)
         argv = [start.python if start.spec.argv[0] == "python" else start.spec.argv[0], *start.spec.argv[1:]]
         request = {"argv": argv, "env": env, "cwd": start.cwd, "fork": forks and zygote.is_preloaded, "view": None}
         if not self.capabilities.has_views:
@@ -155,9 +162,14 @@ class ProcessRuntime:
         if image.over_host:
             start.upper = start.folder / "root"  # what is written anywhere is one tree
         layers = [*start.layers, *self._images.layer_paths(image)]
-        binds = [*_host_files(image), *self._interpreter_binds(image), *binds]
+        binds = [*self._interpreter_binds(image), *binds]
         request["view"] = self._view(start.folder, image, layers, binds)
         return await ForkedContainer.start(zygote, request, start.folder / "work")
+
+    async def _show_names(self, start: Start) -> None:
+        """What lies over the host's folders has the host's names and certificates anyhow."""
+        if not self._images.get(start.spec.image_id).over_host:
+            await self._names.apply(start)
 
     def _python_of(self, start: Start) -> tuple[str, str]:
         return self._series_of(self._images.get(start.spec.image_id))
@@ -171,25 +183,6 @@ class ProcessRuntime:
         series = ".".join(image.python_version.split(".")[:2])
         has_musl = any(next(layer.glob("lib/ld-musl-*"), None) for layer in self._images.layer_paths(image))
         return series, "musllinux" if has_musl else host_libc()
-
-    def _wired(self, start: Start) -> tuple[dict[str, str], list[Bind]]:
-        """The container's environment, and its binds: where it finds its socket and its arguments."""
-        env = {
-            "PYTHONUNBUFFERED": "1",
-            "MODAL_SERVER_URL": f"unix://{SOCKET_TARGET}",
-            "MODAL_CONTAINER_ARGUMENTS_PATH": ARGUMENTS_TARGET,
-            **start.env,
-        }
-        binds = list(start.binds)
-        socket_target = env["MODAL_SERVER_URL"].removeprefix("unix://")
-        if env["MODAL_SERVER_URL"].startswith("unix://") and not _shown(socket_target, binds):
-            binds.append(Bind(start.socket_path, socket_target, read_only=False))
-        arguments = start.folder / "arguments.pb"
-        if not arguments.exists():
-            arguments.write_bytes(start.spec.arguments)
-        if not _shown(env["MODAL_CONTAINER_ARGUMENTS_PATH"], binds):
-            binds.append(Bind(arguments, env["MODAL_CONTAINER_ARGUMENTS_PATH"]))
-        return env, binds
 
     def _view(self, folder: Path, image: StoredImage | None, layers: Sequence[Path], binds: Sequence[Bind]) -> dict:
         """What `view.enter` takes. An image of its own hides the host's folders; else its layers lie over them."""
@@ -289,17 +282,6 @@ async def find_capabilities(folder: Path) -> Capabilities:
         if not problem:
             return Capabilities(True, user_namespace=mode == "user", own_pids="pids" in mode)
     return Capabilities(False, problem=problem)
-
-
-def _host_files(image: StoredImage) -> list[Bind]:
-    """How this host finds others: containers share its network."""
-    if image.over_host:
-        return []
-    return [Bind(Path(name).resolve(), name) for name in ("/etc/resolv.conf", "/etc/hosts") if os.path.exists(name)]
-
-
-def _shown(target: str, binds: Sequence[Bind]) -> bool:
-    return any(target == bind.target or target.startswith(bind.target + "/") for bind in binds)
 
 
 def _zygote_env(
