@@ -1,5 +1,6 @@
 """The `aeolian` command. Each subcommand is a module of this room, loaded when it is asked for."""
 
+import errno
 import importlib
 import os
 from pathlib import Path
@@ -62,6 +63,11 @@ class _Commands(click.Group):
             return super().invoke(context)
         except AeolianError as error:
             raise click.ClickException(error.message) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            where = f" of {error.filename}" if error.filename else ""
+            raise click.ClickException(f"the disk{where} is full: free some space, then try again") from error
 
 
 @click.command(cls=_Commands)

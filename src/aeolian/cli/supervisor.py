@@ -105,8 +105,11 @@ class Supervisor:
     def _record(self) -> None:
         records = [child.record for child in self._children if child.record is not None]
         fresh = self._record_path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(records))
-        fresh.replace(self._record_path)
+        try:
+            fresh.write_bytes(msgspec.json.encode(records))
+            fresh.replace(self._record_path)
+        except OSError as error:  # they run, all the same
+            self._say(f"the running processes cannot be written down: {error}")
 
 
 class _Child:

@@ -4,6 +4,7 @@ A terminal that stands still (Ctrl-S, a full pipe) must not stop the processes t
 does the writing, lines beyond its queue are dropped and counted, and each process's output is in a file as well.
 """
 
+import contextlib
 import logging
 import queue
 import sys
@@ -51,7 +52,8 @@ class Terminal:
         except queue.Full:
             pass
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # a full disk
+                file.close()
 
     def _file(self, name: str) -> RotatingFileHandler:
         if name not in self._files:

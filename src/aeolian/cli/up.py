@@ -17,6 +17,7 @@ from aeolian.cli.settings import RuntimeChoice, Settings, create_folders, save
 from aeolian.cli.supervisor import ChildSpec, Supervisor, end_leftovers
 from aeolian.cli.terminal import Terminal
 from aeolian.domain.errors import InvalidArgument
+from aeolian.storage import migrate
 
 READY_PROBE_S = 0.05
 SLOW_START_S = 15.0
@@ -45,6 +46,8 @@ def prepare(
     """
     if (tls_certificate is None) != (tls_key is None):
         raise InvalidArgument("--tls-certificate and --tls-key belong together: give both or neither")
+    if database_url:
+        migrate.normalized(database_url)
     listening.check_plaintext(host, has_tls=tls_certificate is not None, is_allowed=serve_network_without_tls)
     data_dir = data_dir.expanduser().absolute()
     create_folders(data_dir)

@@ -16,7 +16,7 @@ import uvloop
 
 from aeolian.cli.front import raise_file_limit
 from aeolian.cli.settings import Settings, load
-from aeolian.domain.errors import AeolianError, FailedPrecondition, InvalidArgument
+from aeolian.domain.errors import AeolianError, FailedPrecondition, InvalidArgument, Unavailable
 from aeolian.storage.files import ContentStore
 from aeolian.worker.agent import Agent
 from aeolian.worker.hooks.mounts import MountsHook, MountTrees
@@ -44,7 +44,9 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    token = await _token(settings)
+    token = await _token(settings, stop)
+    if not token:
+        return
     data_dir = settings.data_dir
     images = ImageStore(data_dir)
     content = ContentStore(settings.content_dir)
@@ -106,16 +108,18 @@ async def _runtime(settings: Settings, images: ImageStore, sdk: SdkStore, layers
     return kind(settings.data_dir, images, sdk, layers=layers, hooks=hooks)
 
 
-async def _token(settings: Settings) -> str:
-    """What the server made at its first start."""
+async def _token(settings: Settings, stop: asyncio.Event) -> str:
+    """What the server made at its first start. "": stopped while waiting for it."""
     path = settings.keys_dir / "worker-token"
     until = time.monotonic() + TOKEN_WAIT_S
-    while True:
+    while not stop.is_set():
         with contextlib.suppress(FileNotFoundError):
             return path.read_text()
         if time.monotonic() > until:
-            raise FailedPrecondition(f"the server has made no token for workers at {path} within {TOKEN_WAIT_S:g} s")
-        await asyncio.sleep(0.05)
+            raise Unavailable(f"the server has made no token for workers at {path} within {TOKEN_WAIT_S:g} s")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0.05)
+    return ""
 
 
 def _worker_id(data_dir: Path) -> str:

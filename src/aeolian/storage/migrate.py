@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from aeolian.domain.errors import FailedPrecondition, InvalidArgument, Unavailable
+from aeolian.domain.errors import FailedPrecondition, InvalidArgument, OutOfSpace, Unavailable
 from aeolian.storage.database import make_engine
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -20,7 +20,7 @@ def upgrade(url: str) -> None:
     """Create or upgrade the schema of the database at `url`. Nothing happens when it is current.
 
     Raises InvalidArgument when the URL is none or names an unknown kind, Unavailable when the database cannot be
-    reached, FailedPrecondition when it belongs to a newer version of Aeolian.
+    reached, OutOfSpace, FailedPrecondition when it is damaged or belongs to a newer version of Aeolian.
     """
     engine = _engine(url)
     try:
@@ -35,8 +35,15 @@ def upgrade(url: str) -> None:
             )
         _run_revisions(engine)
     except sa.exc.OperationalError as error:
+        if "full" in str(error.orig):
+            raise OutOfSpace(f"the disk of the database at {shown(url)} is full: free some space there") from error
         raise Unavailable(
             f"the database at {shown(url)} cannot be used: {error.orig}. Check that it is there and that you may write"
+        ) from error
+    except sa.exc.DatabaseError as error:
+        raise FailedPrecondition(
+            f"the database at {shown(url)} cannot be read: {error.orig}. Restore it from a backup, or move it away to "
+            "begin with an empty one"
         ) from error
     finally:
         engine.dispose()
