@@ -146,6 +146,35 @@ def test_a_slow_generator_whose_reader_is_gone_for_long_is_cancelled_too():
     virtually(scenario())
 
 
+def test_a_failure_is_told_after_what_came_before_it():
+    async def scenario():
+        async with generating() as (_, channels, call, container):
+            loop = asyncio.get_running_loop()
+            await put(channels, call, container, 1)
+            at = loop.time()
+            await channels.delivered(call.call_id)  # nobody reads
+            assert loop.time() - at == pytest.approx(data_channels.COMING_S)
+            gate, found = asyncio.Event(), []
+
+            async def read():
+                async for index, _ in channels.follow(call.call_id, Direction.OUT, ME, 0):
+                    await gate.wait()
+                    found.append(index)
+
+            reading = asyncio.ensure_future(read())
+            await settle()
+            await put(channels, call, container, 2, 3)
+            telling = asyncio.ensure_future(channels.delivered(call.call_id))
+            await settle()
+            assert not telling.done()
+            gate.set()
+            await telling
+            assert found == [1, 2, 3]
+            reading.cancel()
+
+    virtually(scenario())
+
+
 def test_nothing_is_kept_of_streams_that_are_over():
     async def scenario():
         async with generating() as (_, channels, call, container):

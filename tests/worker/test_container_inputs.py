@@ -23,7 +23,9 @@ class Worker:
         self.stuck: list[str] = []
         self.num_firsts = self.num_lasts = 0
         spec = ContainerSpec("ta-1", "ap-1", "fu-1", "main", "im-1", input_timeout_s=timeout_s)
-        self.inputs = ContainerInputs(spec, self.sent.append, self._first, self.stuck.append, self._last, self._read_logs)
+        self.inputs = ContainerInputs(
+            spec, self.sent.append, self._first, self.stuck.append, self._last, self._read_logs
+        )
         self._keys = 0
 
     def _first(self) -> None:

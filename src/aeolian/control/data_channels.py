@@ -27,6 +27,11 @@ CHUNK_BYTES = 100
 """What a chunk costs beside its content."""
 ABANDONED_S = 300.0
 """A client opens the stream again at once: after so long without it, nobody will come."""
+DELIVERY_S = 10.0
+COMING_S = 1.0
+"""How long a reader may take to come."""
+ARRIVAL_S = 0.03
+"""What was written to one stream of a connection may be received after what was written later to another."""
 MAX_CHUNKS = 1024
 KEEP_S = 60.0
 PAGE = 64
@@ -70,10 +75,10 @@ class _Channel:
         self.wake()
 
     def read_up_to(self, index: int) -> None:
-        had_room = self.has_room
+        had_room, had_unread = self.has_room, bool(self.unread)
         while self.unread and self.unread[0][0] <= index:
             self.unread_bytes -= self.unread.popleft()[1]
-        if self.has_room and not had_room:
+        if (self.has_room and not had_room) or (had_unread and not self.unread):
             self.wake()
 
     @property
@@ -157,15 +162,32 @@ class DataChannels:
             while True:
                 page = await self._after(call_id, direction, channel, index)
                 for index, chunk in page:
-                    channel.read_up_to(index)
                     yield index, chunk
+                    channel.read_up_to(index)
                 if not page and channel.last_index <= index and not await channel.changed(HOLD_S):
                     return
         finally:
+            channel.read_up_to(index)
             channel.num_followers -= 1
             channel.followed_at = self._clock.monotonic()
             if not call.inputs:
                 self._call_finished(call)
+
+    async def delivered(self, call_id: str) -> None:
+        """Until the reader of what a call yields has been given all of it, for a moment at most.
+
+        The SDK raises a generator's exception as soon as it hears of it, whatever it has still to receive.
+        """
+        channel = self._channels.get((call_id, Direction.OUT))
+        if channel is None:
+            return
+        began_at = self._clock.monotonic()
+        while channel.unread:
+            limit_s = DELIVERY_S if channel.num_followers else COMING_S
+            if (left_s := began_at + limit_s - self._clock.monotonic()) <= 0:
+                return
+            await channel.changed(left_s)
+        await asyncio.sleep(ARRIVAL_S)
 
     async def _after(
         self, call_id: str, direction: Direction, channel: _Channel, index: int

@@ -110,6 +110,8 @@ class CallRpcs:
             max_outputs=max(0, request.max_values),
             clear=request.clear_on_success and between is None and request.timeout == 0,
         )
+        if any(output.status is not Status.SUCCESS for output in page.outputs):
+            await self._channels.delivered(request.function_call_id)
         return _outputs_response(page, request.last_entry_id)
 
     async def FunctionCallCancel(self, request: api_pb2.FunctionCallCancelRequest, caller: Caller) -> Empty:
