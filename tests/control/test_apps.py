@@ -93,6 +93,15 @@ async def services(tmp_path):
         yield services
 
 
+async def test_containers_started_after_their_environment_was_renamed_see_its_new_name(services):
+    app = await services.app()
+    function_id = await services.function(app.app_id)
+    assert services.functions.pool_settings(function_id).environment_name == app.environment_name
+    await services.apps.environment_renamed(app.environment_id, "renamed")
+    await services.functions.environment_renamed(app.environment_id, "renamed")
+    assert services.functions.pool_settings(function_id).environment_name == "renamed"
+
+
 async def test_an_app_whose_client_fell_silent_is_stopped(services):
     quiet, heard, deployed = [(await services.app()).app_id for _ in range(2)] + [
         (await services.app(AppState.INITIALIZING)).app_id

@@ -35,7 +35,7 @@ async def test_a_name_names_one_environment(environments, database):
         await environments.create("dev")
     assert (await loaded(database)).resolve("dev", ME).id == dev.id
     assert environments.by_id(dev.id) == dev
-    with pytest.raises(NotFound, match=r"no environment 'prod' \(there are: dev, main\)"):
+    with pytest.raises(NotFound, match=r"no environment 'prod', which .* \(there are: dev, main\)"):
         environments.resolve("prod", ME)
 
 
@@ -57,6 +57,18 @@ async def test_a_container_s_default_is_its_own_environment(environments):
     container = msgspec.structs.replace(ME, token_id="", task_id="ta-1", environment_name="dev")
     assert environments.resolve("", container) == dev
     assert environments.resolve("main", container) == environments.default
+
+
+async def test_a_container_finds_its_environment_under_the_name_that_it_was_started_with(environments):
+    dev = await environments.create("dev")
+    await environments.update("dev", ME, new_name="stage")
+    container = msgspec.structs.replace(
+        ME, token_id="", task_id="ta-1", environment_name="stage", environment_was="dev"
+    )
+    await environments.create("dev")
+    for name in ("", "dev", "stage"):
+        assert environments.resolve(name, container).id == dev.id
+    assert environments.resolve("dev", ME).id != dev.id
 
 
 async def test_a_renamed_environment_keeps_its_id_and_tells(environments, database):

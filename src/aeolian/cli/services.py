@@ -188,7 +188,7 @@ class Services:
         for changed in (self.volumes, self.commits):
             changed.when_dropped.append(self.volume_collector.wake)
         self.volume_collector.when_freed.append(lambda ids: self.workers.send_to_all(ForgetVolumes(tuple(ids))))
-        self.environments.when_renamed.append(self.apps.environment_renamed)
+        self.environments.when_renamed += (self.apps.environment_renamed, self.functions.environment_renamed)
         self.environments.when_deleted.append(self.apps.stop_all_in)
         for owner in owners:
             self.environments.when_deleted.append(_without_who(owner.delete_in))

@@ -45,15 +45,15 @@ class Environments:
 
     def resolve(self, name: str, caller: Caller) -> Environment:
         """By name; "" is the container's own environment, or a client's default one. Raises NotFound."""
-        if not name:
-            name = caller.environment_name if caller.is_container else ""
+        if caller.is_container and name in ("", caller.environment_was):
+            name = caller.environment_name
         if not name:
             return self.default
         found = self._by_name.get(name)
         if found is None:
             raise NotFound(
-                f"there is no environment '{name}'{instead_of(name, self._by_name)}. "
-                f"`modal environment create {name}` makes it"
+                f"there is no environment '{name}', which `modal environment create {name}` would make"
+                f"{instead_of(name, self._by_name)}"
             )
         return found
 

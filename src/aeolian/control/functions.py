@@ -246,6 +246,12 @@ class Functions:
         self._forget_pools(self._index.in_app(app_id))
         return self._index.publish(app_id, layout)
 
+    async def environment_renamed(self, environment_id: str, name: str) -> None:
+        """Containers started from now on see the new name."""
+        for app in self._apps.living_apps():
+            if app.environment_id == environment_id:
+                self._forget_pools(self._index.in_app(app.app_id))
+
     # ---- inside -----------------------------------------------------------------------------------------
 
     def definition(self, row: FunctionRow) -> tuple[Definition, str]:

@@ -20,6 +20,8 @@ class Caller(msgspec.Struct, frozen=True):
     app_id: str = ""
     function_id: str = ""
     environment_name: str = ""
+    environment_was: str = ""
+    """Of a container: the name that its environment had when it started, which is the one it knows."""
     sdk_version: str = ""
     """Version of the Python SDK (`1.6.4`); "" for JS and Go, which all claim 1.0.0."""
     client_type: int = 1
