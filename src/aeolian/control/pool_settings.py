@@ -14,6 +14,8 @@ from aeolian.domain.functions import (
 )
 
 DEFAULT_RESOURCES = Resources()
+MIN_STARTUP_S = 60.0
+"""A Function that says nothing of its start has as long as for an input, but no less than this."""
 
 
 def pool_settings(
@@ -56,7 +58,7 @@ def pool_settings(
         batch_linger_ms=function.batch_linger_ms,
         max_inputs=1 if function.single_use_containers or function.is_builder_function else function.max_inputs,
         timeout_s=float(function.timeout_secs or DEFAULT_TIMEOUT_S),
-        startup_timeout_s=float(function.startup_timeout_secs or function.timeout_secs or DEFAULT_TIMEOUT_S),
+        startup_timeout_s=_startup_timeout_s(function),
         retry_policy=_retry_policy(function),
         min_containers=min_containers,
         max_containers=autoscaler.max_containers,
@@ -129,6 +131,13 @@ def overridden(defined: AutoscalerSettings, override: api_pb2.AutoscalerSettings
         scaledown_window_s=pick("scaledown_window", defined.scaledown_window_s),
         target_concurrency=target,
     )
+
+
+def _startup_timeout_s(function: api_pb2.Function) -> float:
+    timeout_s = float(function.timeout_secs or DEFAULT_TIMEOUT_S)
+    asked_s = float(function.startup_timeout_secs)
+    # The SDK fills in the inputs' timeout where none was asked for.
+    return asked_s if asked_s and asked_s != timeout_s else max(MIN_STARTUP_S, timeout_s)
 
 
 def _retry_policy(function: api_pb2.Function) -> RetryPolicy | None:

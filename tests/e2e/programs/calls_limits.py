@@ -51,7 +51,7 @@ def goes_on(seconds):
 
 @app.function(retries=2)
 def fails_twice(key, times=2):
-    attempt = attempt_of(key)
+    attempt = attempt_of(f"{key} fails")
     if attempt <= times:
         raise ValueError(f"attempt {attempt}")
     return attempt
@@ -59,15 +59,15 @@ def fails_twice(key, times=2):
 
 @app.function(retries=modal.Retries(max_retries=2, backoff_coefficient=2.0, initial_delay=1.0))
 def backs_off(key):
-    attempt = attempt_of(key)
+    attempt = attempt_of(f"{key} backs off")
     if attempt <= 2:
         raise ValueError(f"attempt {attempt}")
     return attempt
 
 
-@app.function(retries=1, timeout=2)
+@app.function(retries=1, timeout=5)
 def is_late_once(key):
-    attempt = attempt_of(key)
+    attempt = attempt_of(f"{key} is late")
     if attempt == 1:
         time.sleep(20)
     return attempt
@@ -75,7 +75,7 @@ def is_late_once(key):
 
 @app.function(retries=0)
 def loses_its_container_once(key):
-    attempt = attempt_of(key)
+    attempt = attempt_of(f"{key} is lost")
     if attempt == 1:
         os.kill(os.getpid(), 9)
     return attempt
@@ -168,7 +168,7 @@ def check_that_retries_come_to_an_end():
 def check_the_delays_of_retries():
     for key, call in (("by client", backs_off.remote), ("by server", lambda key: backs_off.spawn(key).get())):
         assert call(key) == 3
-        times = [state[f"{key}-{count}"] for count in (1, 2, 3)]
+        times = [state[f"{key} backs off-{count}"] for count in (1, 2, 3)]
         assert times[1] - times[0] > 0.9 and times[2] - times[1] > 1.9, times
 
 
@@ -222,13 +222,15 @@ def run():
             check_that_a_timeout_leaves_the_container_usable,
             check_that_a_function_that_hangs_is_replaced,
             check_startup_timeouts,
+            check_cancellation_of_a_sync_function,
+            check_cancellation_of_an_async_function,
+            check_cancellation_of_queued_inputs,
+        )
+        together(
             check_retries,
             check_that_retries_come_to_an_end,
             check_the_delays_of_retries,
             check_retries_after_timeouts,
             check_that_a_lost_container_uses_up_no_retry,
-            check_cancellation_of_a_sync_function,
-            check_cancellation_of_an_async_function,
-            check_cancellation_of_queued_inputs,
         )
     print("all is well")
