@@ -12,7 +12,7 @@ from modal.__main__ import main
 
 outcomes = []
 for arguments in json.load(sys.stdin):
-    printed, status = io.StringIO(), 0
+    printed, status = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True), 0
     sys.argv = ["modal", *arguments]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
@@ -21,5 +21,5 @@ for arguments in json.load(sys.stdin):
             status = error.code if isinstance(error.code, int) else int(error.code is not None)
             if isinstance(error.code, str):
                 printed.write(error.code)
-    outcomes.append((status, printed.getvalue()))
+    outcomes.append((status, printed.buffer.getvalue().decode()))
 json.dump(outcomes, sys.stdout)

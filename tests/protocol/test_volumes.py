@@ -15,7 +15,7 @@ from aeolian.control import volumes as control
 from aeolian.control.volume_contents import BlockFile
 from aeolian.domain.caller import Caller
 from aeolian.domain.errors import InvalidArgument, NotFound
-from aeolian.domain.volumes import BLOCK_BYTES
+from aeolian.domain.volumes import BLOCK_BYTES, EntryKind, VolumeChanges, VolumeEntry
 from aeolian.storage import volume_files
 
 
@@ -64,6 +64,29 @@ async def test_what_is_uploaded_is_listed_and_read_back(volume):
     [entry] = await volume.listdir.aio("/dir/deep/big.bin")
     assert (entry.path, entry.size, entry.type) == ("dir/deep/big.bin", len(big), modal.volume.FileEntryType.FILE)
     assert abs(entry.mtime - time.time()) < 60
+
+
+async def test_symbolic_links_are_followed_inside_the_volume_only(server, volume):
+    await upload(volume, {"/d/e/f": b"1"})
+    links = {"l": "d", "d/up": "../d/e", "d/e/g": "f", "out": "../x", "etc": "/etc", "loop": "loop", "gone": "nothing"}
+    puts = tuple(VolumeEntry(path, EntryKind.SYMLINK, 0o777, 0, 0, target) for path, target in links.items())
+    await server.commits.commit(volume.object_id, VolumeChanges("c", 1, puts=puts))
+    for path in ("d/e/f", "l/e/f", "l/up/f", "d/up/g", "l/up/g"):
+        assert await read(volume, path) == b"1"
+    for path, message in (
+        ("out", "outside the volume"),
+        ("etc/passwd", "outside the volume"),
+        ("loop", "too many symbolic links"),
+        ("loop/x", "too many symbolic links"),
+        ("l/up", "is a directory"),
+    ):
+        with pytest.raises(InvalidError, match=message):
+            await read(volume, path)
+    with pytest.raises(FileNotFoundError, match="'gone'"):
+        await read(volume, "gone")
+    with pytest.raises(InvalidError, match="'l' is not a directory"):
+        await upload(volume, {"/l/new": b"1"})
+    assert [entry.type.name for entry in await volume.listdir.aio("l")] == ["SYMLINK"]
 
 
 async def test_blocks_of_zeros_at_any_place_come_back(volume):

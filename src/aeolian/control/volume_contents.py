@@ -18,6 +18,7 @@ from aeolian.domain.volumes import (
     BLOCK_BYTES,
     EntryKind,
     VolumeEntry,
+    ancestors,
     block_slices,
     clean_path,
     content_of_blocks,
@@ -271,17 +272,18 @@ def _check_upload(
 
 
 def _resolve_file(connection: Connection, volume_id: str, path: str, shown: str) -> VolumeEntry:
-    """The file at a path, through symlinks that stay inside the volume."""
+    """The file at a path, through symlinks (to it, or to a folder above it) that stay inside the volume."""
     existing_volume(connection, volume_id)
     for _ in range(MAX_LINKS):
-        entry = storage.get_entry(connection, volume_id, path) if path else None
-        if entry is None or entry.kind == EntryKind.DIRECTORY:
-            break
-        if entry.kind == EntryKind.FILE:
+        found = storage.get_entries(connection, volume_id, (path, *ancestors(path))) if path else {}
+        link = next((one for one in sorted(found) if found[one].kind == EntryKind.SYMLINK), None)
+        if link is not None:
+            path = f"{resolve_link(link, found[link].content)}{path[len(link) :]}".lstrip("/")
+            continue
+        entry = found.get(path)
+        if entry is not None and entry.kind == EntryKind.FILE:
             return entry
-        path = resolve_link(path, entry.content)
-    else:
-        raise InvalidArgument(f"path {shown!r} goes through too many symbolic links")
-    if not path or entry is not None:
-        raise InvalidArgument(f"path {shown!r} is a directory: only files can be read")
-    raise NotFound(f"no file {shown!r} in the volume")
+        if entry is not None or not path:
+            raise InvalidArgument(f"path {shown!r} is a directory: only files can be read")
+        raise NotFound(f"no file {shown!r} in the volume")
+    raise InvalidArgument(f"path {shown!r} goes through too many symbolic links")
