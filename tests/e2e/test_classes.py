@@ -181,6 +181,129 @@ def test_each_parameter_value_has_its_own_containers_and_hooks_run_around_them(a
     assert 0 < output.count("trying to enter\n") <= 8, "a class that cannot start is not started over and over"
 
 
+HOOKS = """
+import time
+
+import modal
+
+app = modal.App("hooks")
+ends = modal.Dict.from_name("ends-of-hooks", create_if_missing=True)
+
+
+@app.cls(enable_memory_snapshot=True)
+class Snapped:
+    @modal.enter(snap=True)
+    def before(self):
+        self.order = ["before"]
+
+    @modal.enter(snap=False)
+    def after(self):
+        self.order.append("after")
+
+    @modal.method()
+    def f(self):
+        return self.order
+
+
+@app.cls(scaledown_window=2)
+class Leaving:
+    name: str = modal.parameter()
+
+    @modal.method()
+    def f(self):
+        self.called = True
+
+    @modal.exit()
+    def leave(self):
+        ends[self.name] = self.called
+
+
+@app.cls()
+class BadExit:
+    @modal.method()
+    def f(self):
+        return 1
+
+    @modal.exit()
+    def leave(self):
+        raise RuntimeError("the exit hook failed")
+
+
+@app.cls(startup_timeout=1)
+class TooSlow:
+    @modal.enter()
+    def start(self):
+        time.sleep(600)
+
+    @modal.method()
+    def f(self):
+        return 1
+
+
+@app.cls(max_containers=1)
+class Together:
+    factor: int = modal.parameter(default=2)
+
+    @modal.batched(max_batch_size=4, wait_ms=2000)
+    def f(self, xs):
+        return [(x * self.factor, len(xs)) for x in xs]
+
+
+@app.cls()
+class Plain:
+    kind = "plain"
+
+    @modal.method()
+    def f(self):
+        return self.kind
+
+    @property
+    def loud(self):
+        return self.kind.upper()
+
+    @staticmethod
+    def static():
+        return 3
+
+
+@app.local_entrypoint()
+def main():
+    assert Snapped().f.remote() == ["before", "after"]
+    Leaving(name="scaled down").f.remote()
+    idle_since = time.monotonic()
+    assert BadExit().f.remote() == 1
+    try:
+        TooSlow().f.remote()
+    except modal.exception.FunctionTimeoutError as error:
+        assert "not ready after 1 s" in str(error), error
+    else:
+        raise AssertionError("no timeout")
+    assert list(Together().f.map(range(4))) == [(0, 4), (2, 4), (4, 4), (6, 4)]
+    assert list(Together(factor=3).f.map(range(4))) == [(0, 4), (3, 4), (6, 4), (9, 4)]
+    larger = Together.with_batching(max_batch_size=6, wait_ms=2000)
+    assert list(larger().f.map(range(6)))[0] == (0, 6)
+    assert (Plain.kind, Plain().kind, Plain().loud, Plain.static()) == ("plain", "plain", "PLAIN", 3)
+    kept = Plain()
+    kept.f.remote()
+    while "scaled down" not in ends:
+        assert time.monotonic() - idle_since < 60
+        time.sleep(0.2)
+    Leaving(name="with the app").f.remote()
+    print("all is well")
+"""
+
+
+def test_hooks_run_at_every_start_and_end_of_a_container(aeolian, tmp_path):
+    output = aeolian.run_app(HOOKS, tmp_path)
+    assert "all is well" in output
+    assert "RuntimeError: the exit hook failed" in output
+    ends = aeolian.python(
+        "import modal; print(dict(modal.Dict.from_name('ends-of-hooks').items()))", tmp_path, name="ends.py"
+    )
+    assert "'scaled down': True" in ends and "'with the app': True" in ends
+    aeolian.modal("dict", "delete", "--yes", "ends-of-hooks")
+
+
 SERIALIZED = '''
 import modal
 
