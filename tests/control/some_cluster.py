@@ -92,7 +92,7 @@ class Cluster:
         self.pools = Pools(clock, self.functions, self.workers)
         apps = SimpleNamespace(known=lambda app_id: SimpleNamespace(outlives_its_client=False))
         self.calls = Calls(self.database, clock, apps, self.functions, self.pools)
-        self.pools.payloads_of = self.calls.payloads_of
+        self.pools.payloads_of = self.calls.open_inputs.payloads_of
         self._num_containers = 0
 
     async def __aenter__(self) -> "Cluster":

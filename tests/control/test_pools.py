@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_fill_is_given_after_its_linger():
 
 
 def test_payloads_that_memory_does_not_hold_are_read_before_they_are_sent(monkeypatch):
-    monkeypatch.setattr("aeolian.control.calls.PAYLOAD_BUDGET_BYTES", 20)
+    monkeypatch.setattr("aeolian.control.open_inputs.PAYLOAD_BUDGET_BYTES", 20)
 
     async def scenario():
         async with Cluster() as cluster:
@@ -179,7 +179,7 @@ def test_payloads_that_memory_does_not_hold_are_read_before_they_are_sent(monkey
 
 
 def test_an_input_that_is_cancelled_while_its_payload_is_read_is_not_sent(monkeypatch):
-    monkeypatch.setattr("aeolian.control.calls.PAYLOAD_BUDGET_BYTES", 0)
+    monkeypatch.setattr("aeolian.control.open_inputs.PAYLOAD_BUDGET_BYTES", 0)
 
     async def scenario():
         async with Cluster() as cluster:

@@ -113,7 +113,7 @@ class Services:
         self.workers = Workers()
         self.pools = Pools(clock, self.functions, self.workers)
         self.calls = Calls(database, clock, self.apps, self.functions, self.pools)
-        self.pools.payloads_of = self.calls.payloads_of
+        self.pools.payloads_of = self.calls.open_inputs.payloads_of
         self.channels = DataChannels(database, clock, self.calls)
         self.images = Images(
             database,
@@ -179,7 +179,7 @@ class Services:
     def _introduce(self) -> None:
         """What one noun must hear of another."""
         self.apps.fleet = self.containers
-        self.calls.when_idle = self.apps.work_finished
+        self.calls.open_inputs.when_idle = self.apps.work_finished
         self.changes.when_rescaled.append(self.containers.rescaled)
         owners = (self.secrets.objects, self.dicts.objects, self.queues.objects, self.volumes)
         for owner in owners:

@@ -8,11 +8,10 @@ for the first: a container may already work while the input is being stored.
                       ^--- container_lost, retries ---/
 """
 
-import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from modal_proto import api_pb2
@@ -21,8 +20,10 @@ from aeolian.control.apps import Apps
 from aeolian.control.call_journal import CallJournal
 from aeolian.control.call_memory import CallMemory
 from aeolian.control.call_outputs import CallOutputs, OutputsPage
-from aeolian.control.call_state import FINISHED, OPEN, UNKNOWN, Call, Input, Output, input_row, row_of
+from aeolian.control.call_state import FINISHED, UNKNOWN, Call, Input, Output, input_row, row_of
 from aeolian.control.functions import Functions
+from aeolian.control.input_retries import InputRetries
+from aeolian.control.open_inputs import OpenInputs
 from aeolian.domain.caller import Caller
 from aeolian.domain.calls import (
     MAX_CRASHES,
@@ -48,8 +49,6 @@ MAX_PAYLOAD_BYTES = 8 << 20
 MAX_IDX = 1 << 24
 MAX_QUEUED = 1_000_000
 """Unfinished inputs of one Function."""
-PAYLOAD_BUDGET_BYTES = 64 << 20
-"""Payloads of queued inputs in memory; those beyond it are read again when their turn comes."""
 REPEAT_WINDOW_S = 180.0
 """How long after a start a request may repeat one that the predecessor carried out."""
 CLOSE_S = 5.0
@@ -60,13 +59,9 @@ class Queue(Protocol):
 
     def enqueue(self, inputs: Sequence[Input], *, front: bool = False) -> None: ...
 
-    def remove(self, item: Input) -> None:
-        """A queued input is not to be run."""
-        ...
+    def remove(self, item: Input) -> None: ...
 
-    def release(self, item: Input, duration_s: float | None) -> None:
-        """An input that a container held is finished; `duration_s`: how long it ran, where that is known."""
-        ...
+    def release(self, item: Input, duration_s: float | None) -> None: ...
 
     def cancel_running(self, items: Sequence[Input], *, terminate: bool) -> None: ...
 
@@ -79,10 +74,6 @@ class Queue(Protocol):
 
 class Calls:
     def __init__(self, database: Database, clock: Clock, apps: Apps, functions: Functions, queue: Queue):
-        self.when_idle: Callable[[str], Awaitable[None]] | None = None
-        """Called with the id of an app whose last unfinished input is done."""
-        self.when_finished: list[Callable[[Call], None]] = []
-        """Called with each call whose last input is done."""
         self._database = database
         self._clock = clock
         self._apps = apps
@@ -91,12 +82,9 @@ class Calls:
         self._journal = CallJournal(database)
         self._memory = CallMemory(database, clock, self._journal)
         self._outputs = CallOutputs(database, clock)
-        self._children: dict[str, set[str]] = {}
-        """Unfinished calls by the call that made them."""
-        self._unfinished_of_app: dict[str, int] = {}
-        self._payload_bytes = 0
+        self.open_inputs = OpenInputs(database, clock, self._journal, self._memory, queue)
+        self._retries = InputRetries(clock, functions, self._journal, queue)
         self._opened_at = 0.0
-        self._tasks: set[asyncio.Task] = set()
 
     # ---- life of the service ----------------------------------------------------------------------------
 
@@ -107,9 +95,9 @@ class Calls:
         for row in await self._memory.load():
             call = self._memory.get(row.call_id)
             assert call is not None
-            found.append(self._open_input(call, row.idx, None, row))
+            found.append(self.open_inputs.open(call, row.idx, None, row))
         for call in self._memory:
-            self._track(call)
+            self.open_inputs.begun(call)
         return found
 
     async def start_sweeping(self) -> None:
@@ -117,10 +105,9 @@ class Calls:
 
     async def close(self) -> None:
         """Commit what is on its way. Those who wait for outputs are woken."""
+        self._retries.close()
         await self._memory.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.open_inputs.close()
         await self._journal.close(CLOSE_S)
         for call in self._memory:
             call.wake()
@@ -197,14 +184,14 @@ class Calls:
             if call.mark_of(idx) != FINISHED or (wanted and wanted <= before):
                 continue
             retry_count = wanted or before + 1
-            item = self._open_input(call, idx, payload)
+            item = self.open_inputs.open(call, idx, payload)
             item.retry_count = retry_count
             call.hide_output(idx)
             self._journal.writes.reopen_input(input_row(item, payload))
             opened.append(item)
             answers[-1] = (idx, retry_count)
         if opened:
-            self._track(call)
+            self.open_inputs.begun(call)
             self._queue.enqueue(opened)
             if once:
                 self._journal.writes.replies[once] = answers
@@ -217,12 +204,12 @@ class Calls:
         for idx, payload in inputs:
             if call.mark_of(idx) != UNKNOWN:
                 continue
-            item = self._open_input(call, idx, payload)
+            item = self.open_inputs.open(call, idx, payload)
             writes.put_input(input_row(item, payload), is_new=True)
             opened.append(item)
         if opened:
-            self._track(call)
-            self._queue.enqueue(opened, front=self._is_recursive(call))
+            self.open_inputs.begun(call)
+            self._queue.enqueue(opened, front=self.open_inputs.is_recursive(call))
 
         def undo() -> None:
             for item in opened:
@@ -231,38 +218,14 @@ class Calls:
                     continue
                 if item.task_id:
                     self._queue.cancel_running([item], terminate=False)
-                self._forget_input(item)
+                self.open_inputs.forget(item)
                 call.unmark(item.idx)
             if not call.num_inputs:
                 self._memory.forget(call)
             if not call.inputs:
-                self._finished(call)
+                self.open_inputs.done(call)
 
         await self._journal.committed(undo)
-
-    def _open_input(self, call: Call, idx: int, payload: bytes | None, row=None) -> Input:
-        item = Input(call, idx, payload, row.created_at if row else self._clock.now())
-        if row is not None:
-            item.retry_count, item.due_at = row.retry_count, row.due_at
-        if payload is not None:
-            if self._payload_bytes + item.num_bytes > PAYLOAD_BUDGET_BYTES:
-                item.payload = None
-            else:
-                self._payload_bytes += item.num_bytes
-        call.mark(idx, OPEN)
-        call.inputs[idx] = item
-        self._unfinished_of_app[call.app_id] = self._unfinished_of_app.get(call.app_id, 0) + 1
-        return item
-
-    async def payloads_of(self, items: Sequence[Input]) -> list[bytes]:
-        """What the inputs carry, read again where memory does not hold it."""
-        missing = [item for item in items if item.payload is None]
-        if missing:
-            await self._journal.flush()
-            keys = [(item.call.call_id, item.idx) for item in missing]
-            found = await self._database.read(lambda c: storage.payloads(c, keys))
-            return [item.payload if item.payload is not None else found.get(item.key, b"") for item in items]
-        return [item.payload or b"" for item in items]
 
     # ---- outputs ----------------------------------------------------------------------------------------
 
@@ -295,7 +258,7 @@ class Calls:
             return
         call, now = item.call, self._clock.now()
         status = Status(result.status) if result.status in _STATUSES else Status.FAILURE
-        if status in RETRIED and self._retry_later(item):
+        if status in RETRIED and self._retries.later(item):
             return
         output = api_pb2.FunctionGetOutputsItem(
             idx=item.idx,
@@ -310,7 +273,8 @@ class Calls:
         raw = output.SerializeToString()
         if status in _ABANDONING:
             self._cancel_children(call, result.exception, idx=item.idx)
-        self._forget_input(item, output.output_created_at - output.input_started_at if message else None)
+        self._retries.forget(item)
+        self.open_inputs.forget(item, output.output_created_at - output.input_started_at if message else None)
         call.mark(item.idx, FINISHED)
         call.last_seq += 1
         seq = call.last_seq
@@ -330,7 +294,7 @@ class Calls:
         )
         self._journal.after_commit(lambda: call.publish(Output(seq, item.idx, item.retry_count, status, raw)))
         if not call.num_unfinished:
-            self._finished(call)
+            self.open_inputs.done(call)
 
     def unfinished_input(self, input_id: str) -> Input | None:
         """Raises NotFound for what cannot be an input's id."""
@@ -396,12 +360,8 @@ class Calls:
 
     def _cancel_children(self, call: Call, reason: str, *, idx: int | None = None, terminate: bool = False) -> None:
         """What this call, or one input of it, has called and will not wait for any more."""
-        for child_id in list(self._children.get(call.call_id, ())):
-            child = self._memory.get(child_id)
-            if child is None or child.parent is None or child.invocation.is_async or not child.inputs:
-                continue
-            if idx is None or child.parent.idx == idx:
-                self._cancel(child, reason, terminate=terminate)
+        for child in self.open_inputs.awaited_by(call, idx):
+            self._cancel(child, reason, terminate=terminate)
 
     def _drop(self, call: Call, caller: Caller) -> None:
         """The client is done with it: nobody will ask for its outputs again."""
@@ -450,46 +410,15 @@ class Calls:
         for item in list(items):
             self.finish(item, result, task_id=task_id)
 
-    def _retry_later(self, item: Input) -> bool:
-        """The server retries calls that nobody waits for, by the Function's retry policy."""
-        call = item.call
-        if not call.invocation.is_async or call.is_cancelled:
-            return False
-        try:
-            settings = self._functions.pool_settings(call.function_id)
-        except NotFound:
-            return False
-        policy = settings.retry_policy
-        if policy is None or settings.is_generator or item.retry_count >= policy.max_retries:
-            return False
-        held = bool(item.task_id)
-        if held:
-            self._queue.release(item, None)
-        else:
-            self._queue.remove(item)
-        item.task_id, item.started_at, item.losses, item.crashes = "", 0.0, 0, 0
-        item.retry_count += 1
-        item.due_at = self._clock.now() + policy.delay_s(item.retry_count)
-        self._journal.writes.update_input(item.key, item.retry_count, item.due_at)
-        self.enqueue_when_due([item])
-        return True
+    # ---- asking -----------------------------------------------------------------------------------------
 
     def enqueue_when_due(self, items: Iterable[Input]) -> None:
         """Queue these inputs, each not before its time."""
-        now, due = self._clock.now(), []
-        for item in items:
-            if item.due_at <= now:
-                due.append(item)
-            else:
-                asyncio.get_running_loop().call_later(item.due_at - now, self._enqueue_if_open, item)
-        if due:
-            self._queue.enqueue(due)
+        self._retries.enqueue_when_due(items)
 
-    def _enqueue_if_open(self, item: Input) -> None:
-        if not item.finished:
-            self._queue.enqueue([item])
-
-    # ---- asking -----------------------------------------------------------------------------------------
+    def is_idle(self, app_id: str) -> bool:
+        """Whether the app has no unfinished input."""
+        return self.open_inputs.is_idle(app_id)
 
     async def open(self, call_id: str, caller: Caller) -> Call:
         """A call of the caller's workspace. Raises NotFound when there is none, or none any more."""
@@ -502,9 +431,6 @@ class Calls:
     def living(self, call_id: str) -> Call | None:
         """The call if it is in memory: unfinished, or used lately."""
         return self._memory.get(call_id)
-
-    def is_idle(self, app_id: str) -> bool:
-        return not self._unfinished_of_app.get(app_id)
 
     async def flush(self) -> None:
         await self._journal.flush()
@@ -551,11 +477,6 @@ class Calls:
             return key_of(input_id)
         return None
 
-    def _is_recursive(self, call: Call) -> bool:
-        """A Function that calls itself: the deepest calls go first, because all above wait for them."""
-        above = self._memory.get(call.parent.call_id) if call.parent is not None else None
-        return above is not None and above.function_id == call.function_id and not call.invocation.is_async
-
     async def _retry_counts(self, call: Call, idxs: Sequence[int]) -> dict[int, int]:
         if call.published_seq < call.last_seq:
             await self._journal.flush()
@@ -566,46 +487,6 @@ class Calls:
             rows = await self._database.read(lambda c: storage.output_marks(c, call.call_id))
             counts = {row.idx: row.retry_count for row in rows} | counts
         return counts
-
-    def _forget_input(self, item: Input, duration_s: float | None = None) -> None:
-        """Out of the queue or off its container, and out of memory."""
-        if item.task_id:
-            self._queue.release(item, duration_s)
-        else:
-            self._queue.remove(item)
-        item.finished = True
-        if item.payload is not None:
-            self._payload_bytes -= item.num_bytes
-        item.payload = None
-        call = item.call
-        call.inputs.pop(item.idx, None)
-        left = self._unfinished_of_app.get(call.app_id, 0) - 1
-        if left > 0:
-            self._unfinished_of_app[call.app_id] = left
-        else:
-            self._unfinished_of_app.pop(call.app_id, None)
-            if self.when_idle is not None:
-                self._behind(self.when_idle(call.app_id))
-
-    def _behind(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)  # type: ignore[arg-type]
-        task.add_done_callback(self._tasks.discard)  # type: ignore[arg-type]
-
-    def _track(self, call: Call) -> None:
-        """The call has unfinished inputs."""
-        self._memory.stir(call)
-        if call.parent is not None:
-            self._children.setdefault(call.parent.call_id, set()).add(call.call_id)
-
-    def _finished(self, call: Call) -> None:
-        self._memory.rest(call)
-        if call.parent is not None and (siblings := self._children.get(call.parent.call_id)) is not None:
-            siblings.discard(call.call_id)
-            if not siblings:
-                del self._children[call.parent.call_id]
-        for callback in self.when_finished:
-            callback(call)
 
 
 _STATUSES = frozenset(int(status) for status in Status if status)

@@ -111,7 +111,7 @@ class DataChannels:
         self._clock = clock
         self._calls = calls
         self._channels: dict[tuple[str, Direction], _Channel] = {}
-        calls.when_finished.append(self._call_finished)
+        calls.open_inputs.when_finished.append(self._call_finished)
 
     async def put(
         self, call_id: str, direction: Direction, caller: Caller, chunks: Sequence[tuple[int, bytes]]
