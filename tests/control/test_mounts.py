@@ -26,6 +26,9 @@ class FakeBlobs:
             raise NotFound(f"no blob {blob_id}")
         return path
 
+    async def delete(self, blob_id):
+        (self.folder / blob_id).unlink(missing_ok=True)
+
 
 class FakeEnvironments:
     def resolve(self, name, caller):
@@ -93,6 +96,8 @@ async def test_a_mount_is_made_of_its_files_whatever_their_order(mounts, tmp_pat
     (tmp_path / "bl-1").write_bytes(b"y")
     await mounts.put(sha(b"x"), b"x")
     await mounts.put_blob(sha(b"y"), "bl-1")
+    assert not (tmp_path / "bl-1").exists()
+    await mounts.put_blob(sha(b"y"), "bl-1")  # a repeated request
     files = [UploadedFile("/root/a.py", sha(b"x"), 0o644), UploadedFile("/root/p/b.py", sha(b"y"), 0o100755)]
     first, second = await mounts.create(files), await mounts.create(reversed(files))
     assert first == second

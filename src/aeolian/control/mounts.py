@@ -39,6 +39,8 @@ class Blobs(Protocol):
         """The uploaded blob as a local file. Raises NotFound."""
         ...
 
+    async def delete(self, blob_id: str) -> None: ...
+
 
 class Environment(Protocol):
     @property
@@ -100,10 +102,11 @@ class Mounts:
         await asyncio.to_thread(self._content.put, data, sha256_hex)
 
     async def put_blob(self, sha256_hex: str, blob_id: str) -> None:
-        """As `put`, from an uploaded blob. Raises NotFound for an unknown one."""
-        self._content.path(sha256_hex)
-        source = await self._blobs.open_path(blob_id)
-        await asyncio.to_thread(self._content.put_file, source, sha256_hex)
+        """As `put`, from an uploaded blob, which is not needed any more then. Raises NotFound for an unknown one."""
+        if not self._content.has(sha256_hex):
+            source = await self._blobs.open_path(blob_id)
+            await asyncio.to_thread(self._content.put_file, source, sha256_hex)
+        await self._blobs.delete(blob_id)
 
     # ---- mounts ---------------------------------------------------------------------------------------
 

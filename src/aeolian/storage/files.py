@@ -5,6 +5,7 @@ the same machine reads the same folder (read-only) and links or binds files from
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -12,7 +13,8 @@ import tempfile
 from collections.abc import AsyncIterable
 from pathlib import Path
 
-from aeolian.domain.errors import InvalidArgument, NotFound, OutOfSpace
+from aeolian.domain.errors import InvalidArgument, NotFound
+from aeolian.storage.receive import disk_error
 
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 CHUNK_BYTES = 1 << 20
@@ -54,7 +56,7 @@ class ContentStore:
         target = self.path(digest)
         if not target.exists():
             with self._writing() as temporary:
-                temporary.file.write(data)
+                temporary.write(data)
                 temporary.move_to(target)
         return digest
 
@@ -102,7 +104,7 @@ class _Temporary:
         try:
             descriptor, name = tempfile.mkstemp(dir=self._folder)
         except OSError as error:
-            raise _out_of_space(error) from error
+            raise disk_error(error) from error
         self.file = os.fdopen(descriptor, "wb")
         self._name = Path(name)
         return self
@@ -111,7 +113,7 @@ class _Temporary:
         try:
             self.file.write(data)
         except OSError as error:
-            raise _out_of_space(error) from error
+            raise disk_error(error) from error
 
     def move_to(self, target: Path) -> None:
         try:
@@ -120,21 +122,14 @@ class _Temporary:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self._name, target)
         except OSError as error:
-            raise _out_of_space(error) from error
+            raise disk_error(error) from error
 
     def __exit__(self, *_exc) -> None:
-        try:
+        with contextlib.suppress(OSError):  # what a full disk has refused is tried again by the close
             self.file.close()
-        finally:
-            self._name.unlink(missing_ok=True)
+        self._name.unlink(missing_ok=True)
 
 
 def _check(digest: str, expected: str | None) -> None:
     if expected is not None and digest != expected.lower():
         raise InvalidArgument(f"the content's SHA-256 is {digest}, not {expected} as announced: send it again")
-
-
-def _out_of_space(error: OSError) -> Exception:
-    if error.errno == 28:
-        return OutOfSpace("the server's disk is full: free space in its data directory, then try again")
-    return error
