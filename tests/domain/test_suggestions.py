@@ -29,11 +29,12 @@ def test_a_wrong_name_is_answered_by_the_nearest_or_by_all(name, names, hint):
         ("shop::sell", ["shop/sell"]),
         ("Shop/Sell", ["shop/sell"]),
         ("shop/sel", ["shop/sell", "shop/self"]),
+        ("lumberyard/dogg", ["lumberyard/dig"]),
         ("sho", ["shop/self", "shop/sell"]),
         ("other", []),
         ("", []),
     ],
 )
 def test_references_are_found_by_case_separator_likeness_and_beginning(name, near):
-    found = nearest(name, ["shop/sell", "shop/self", "yard/dig"], 2)
+    found = nearest(name, ["shop/sell", "shop/self", "lumberyard/dig", "lumberyard/uproot"], 2)
     assert sorted(found) == sorted(near)

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 MAX_LISTED = 10
 SIMILAR = 0.6
+ABOUT_AS_GOOD = 0.1
+"""Names that share a long beginning all look alike: worse ones than this below the best are left out."""
 MIN_PREFIX_LENGTH = 3
 
 
@@ -15,6 +17,8 @@ def nearest(name: str, names: Iterable[str], limit: int) -> list[str]:
     if wanted in known:
         return [known[wanted]]
     found = difflib.get_close_matches(wanted, known, n=limit, cutoff=SIMILAR)
+    likeness = [difflib.SequenceMatcher(None, one, wanted).ratio() for one in found]
+    found = [one for one, ratio in zip(found, likeness, strict=True) if ratio > likeness[0] - ABOUT_AS_GOOD]
     if not found and len(wanted) >= MIN_PREFIX_LENGTH:
         found = [one for one in known if one.startswith(wanted)][:limit]
     return [known[one] for one in found]
