@@ -63,6 +63,52 @@ async def test_a_killed_process_is_started_again_at_once(tmp_path):
         assert watch.said == ["server died of SIGKILL; starting it again now"]
 
 
+SPARED = (
+    "import os, sys, time;"
+    "'--wait' in sys.argv and (sys.stdin.readline() or sys.exit());"
+    "print(os.getpid(), flush=True); time.sleep(60)"
+)
+
+
+def spare_of(folder: Path) -> int | None:
+    records = msgspec.json.decode((folder / "processes.json").read_bytes(), type=list[ChildRecord])
+    return next((record.pid for record in records if record.name == "server (spare)"), None)
+
+
+async def the_spare(folder: Path) -> int:
+    async with asyncio.timeout(10):
+        while (pid := spare_of(folder)) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return pid
+
+
+async def test_a_spare_takes_the_place_of_what_died_and_gets_a_spare_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SPARE_AFTER_S", 0.0)
+    async with running([python("server", SPARED, has_spare=True)], tmp_path) as watch:
+        await watch.line()
+        spare = await the_spare(tmp_path)
+        os.kill(watch.supervisor.pids["server"], signal.SIGKILL)
+        assert await watch.line() == ("server", str(spare))
+        assert watch.supervisor.pids["server"] == spare
+        assert await the_spare(tmp_path) != spare
+        pids = [spare, await the_spare(tmp_path)]
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+async def test_without_its_spare_it_is_started_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SPARE_AFTER_S", 0.0)
+    async with running([python("server", SPARED, has_spare=True)], tmp_path) as watch:
+        await watch.line()
+        spare = await the_spare(tmp_path)
+        os.kill(spare, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while psutil.pid_exists(spare):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        os.kill(watch.supervisor.pids["server"], signal.SIGKILL)
+        _, pid = await watch.line()
+        assert int(pid) not in (spare, 0)
+
+
 async def test_processes_are_stopped_in_reverse_order_and_none_is_left(tmp_path):
     code = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (print('bye', flush=True), sys.exit()));"

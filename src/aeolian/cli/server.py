@@ -64,7 +64,14 @@ async def serve(settings: Settings) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m aeolian.cli.server", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
-    settings = load(parser.parse_args().config)
+    parser.add_argument("--wait", action="store_true", help="be loaded, and go on when a line comes in")
+    arguments = parser.parse_args()
+    if arguments.wait:
+        gc.collect()
+        gc.freeze()
+        if not sys.stdin.readline():
+            return  # nobody needs it any more
+    settings = load(arguments.config)
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     raise_file_limit()

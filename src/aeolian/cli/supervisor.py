@@ -4,6 +4,7 @@ It knows nothing of what they do. Children die with it, however it ends: the ker
 """
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -27,6 +28,7 @@ EXIT_CANNOT_WORK = os.EX_CONFIG
 NUM_LAST_LINES = 15
 MAX_LINE_BYTES = 16 << 10
 LEFTOVER_GRACE_S = 5.0
+SPARE_AFTER_S = 2.0
 
 _libc = ctypes.CDLL(None)
 
@@ -41,6 +43,9 @@ class ChildSpec(msgspec.Struct, frozen=True):
     """What it gets when the supervisor dies without stopping it."""
     stop_s: float = 10.0
     """How long it may take to end after SIGTERM before it is killed."""
+    has_spare: bool = False
+    """Another one waits in case it dies, with its modules loaded: started with `--wait`, it goes on when it reads a
+    line from its standard input."""
 
 
 class ChildRecord(msgspec.Struct, frozen=True):
@@ -103,7 +108,7 @@ class Supervisor:
                 raise error
 
     def _record(self) -> None:
-        records = [child.record for child in self._children if child.record is not None]
+        records = [record for child in self._children for record in child.records]
         fresh = self._record_path.with_suffix(".new")
         try:
             fresh.write_bytes(msgspec.json.encode(records))
@@ -124,13 +129,24 @@ class _Child:
     ):
         self.spec = spec
         self.process: asyncio.subprocess.Process | None = None
-        self.record: ChildRecord | None = None
         self.is_wanted = True
+        self._spare: asyncio.subprocess.Process | None = None
+        self._spare_task: asyncio.Task | None = None
         self._on_line = on_line
         self._say = say
         self._changed = changed
         self._ended = asyncio.Event()
         self._ended.set()
+
+    @property
+    def records(self) -> list[ChildRecord]:
+        """Its process, and the one that waits."""
+        found = []
+        for name, process in ((self.spec.name, self.process), (f"{self.spec.name} (spare)", self._spare)):
+            if process is not None:
+                with contextlib.suppress(psutil.Error):  # it has ended already
+                    found.append(ChildRecord(name, process.pid, psutil.Process(process.pid).create_time()))
+        return found
 
     async def keep_running(self) -> None:
         """Start again whenever it dies. Raises GaveUp."""
@@ -155,6 +171,7 @@ class _Child:
 
     async def stop(self, kill_now: asyncio.Event) -> None:
         """SIGTERM, then SIGKILL to all of its process group after `stop_s`, or at once when `kill_now` is set."""
+        await self._end_spare()
         if self.process is None:
             return
         _signal(self.process.pid, signal.SIGTERM)
@@ -173,19 +190,12 @@ class _Child:
         last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         self._ended.clear()
         try:
-            self.process = process = await asyncio.create_subprocess_exec(
-                *self.spec.argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                pass_fds=self.spec.pass_fds,
-                start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone
-                preexec_fn=_die_with_parent(self.spec.death_signal),
-            )
-            self.record = ChildRecord(self.spec.name, process.pid, psutil.Process(process.pid).create_time())
+            self.process = process = self._take_spare() or await self._spawn(self.spec.argv)
             self._changed()
             if not self.is_wanted:  # stopped while it was being started
                 kill_group(process.pid)
+            elif self.spec.has_spare and self._spare_task is None:
+                self._spare_task = asyncio.create_task(self._have_spare())
             assert process.stdout is not None
             reading = asyncio.ensure_future(self._read(process.stdout, last_lines))
             try:
@@ -196,8 +206,51 @@ class _Child:
                 reading.cancel()
             return status, list(last_lines)
         finally:
-            self.process = self.record = None
+            self.process = None
             self._ended.set()
+
+    async def _spawn(self, argv: Sequence[str], stdin: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            pass_fds=self.spec.pass_fds,
+            start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone
+            preexec_fn=_die_with_parent(self.spec.death_signal),
+        )
+
+    # ---- the one that waits -----------------------------------------------------------------------------
+
+    async def _have_spare(self) -> None:
+        await asyncio.sleep(SPARE_AFTER_S)  # the one that starts needs the processor more
+        try:
+            self._spare = await self._spawn((*self.spec.argv, "--wait"), asyncio.subprocess.PIPE)
+        except OSError as error:
+            self._say(f"a spare {self.spec.name} cannot be started: {error}")
+        self._changed()
+
+    def _take_spare(self) -> asyncio.subprocess.Process | None:
+        """The one that waits goes on; None: there is none."""
+        if self._spare_task is None or not self._spare_task.done():
+            return None
+        self._spare_task = None
+        spare, self._spare = self._spare, None
+        if spare is None or spare.returncode is not None:
+            return None
+        assert spare.stdin is not None
+        spare.stdin.write(b"go\n")
+        spare.stdin.close()
+        return spare
+
+    async def _end_spare(self) -> None:
+        if self._spare_task is not None:
+            self._spare_task.cancel()
+            await asyncio.gather(self._spare_task, return_exceptions=True)
+        if self._spare is not None:
+            kill_group(self._spare.pid)
+            await self._spare.wait()
+            self._spare = None
 
     async def _read(self, stream: asyncio.StreamReader, last_lines: deque[str]) -> None:
         rest = b""

@@ -94,7 +94,7 @@ def processes(settings: Settings, grpc: socket.socket, http: socket.socket) -> l
             pass_fds=(grpc.fileno(), http.fileno()),
             stop_s=5,
         ),
-        ChildSpec("server", (*python, "aeolian.cli.server", "--config", config), stop_s=15),
+        ChildSpec("server", (*python, "aeolian.cli.server", "--config", config), stop_s=15, has_spare=True),
         # The worker alone is asked, not killed, when the supervisor dies: it has containers to end.
         ChildSpec(
             "worker",
