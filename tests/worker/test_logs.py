@@ -66,9 +66,16 @@ async def test_characters_are_whole_wherever_the_reads_cut_them(recorder):
     assert await recorder.end() == [(1, text), (1, "\ufffd bad\n"), (1, "\ufffd")]
 
 
-async def test_only_a_newline_ends_a_line(recorder):
-    recorder.out.feed_data("a\rb\x0bc\u2028d\x85e\n\n\nf\r\n".encode())
-    assert await recorder.end() == [(1, "a\rb\x0bc\u2028d\x85e\n"), (1, "\n"), (1, "\n"), (1, "f\r\n")]
+async def test_newlines_end_lines_and_nothing_else_that_unicode_calls_so(recorder):
+    recorder.out.feed_data("a\x0bc\u2028d\x85e\n\n\nf\r\n".encode())
+    assert await recorder.end() == [(1, "a\x0bc\u2028d\x85e\n"), (1, "\n"), (1, "\n"), (1, "f\r\n")]
+
+
+async def test_each_state_of_a_progress_bar_is_a_line(recorder):
+    for state in (b"\r 1%", b"\r 2%", b"\r 3%\r", b"\ndone\r", b"\n"):
+        recorder.err.feed_data(state)
+        await asyncio.sleep(0)
+    assert await recorder.end() == [(2, "\r"), (2, " 1%\r"), (2, " 2%\r"), (2, " 3%\r\n"), (2, "done\r\n")]
 
 
 async def test_a_prompt_without_an_end_is_shown_after_a_moment(recorder, monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import codecs
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import NamedTuple
 from aeolian.domain.link import LogLine, Logs
 
 FLUSH_S = 0.05
+LINE_END = re.compile(r"\n|\r\n|\r(?=[^\n])")
+"""A carriage return is one, too: each state of a progress bar is shown by itself."""
 LINE_WAIT_S = 0.2
 """How long the beginning of a line is kept back: a prompt or a progress bar has no end to wait for."""
 MAX_LINE_BYTES = 256 << 10
@@ -154,16 +157,16 @@ class LogPump:
             return
         input_id, call_id = self._current_input()
         now = time.time()
-        *complete, rest = text.split("\n")
-        if complete and (begun := self._begun.pop(fd, None)) is not None:
-            self._put(LogLine(fd, begun.written_at, f"{begun.text}{complete[0]}\n", begun.input_id, begun.call_id))
-            del complete[0]
-        for line in complete:
-            self._put(LogLine(fd, now, line + "\n", input_id, call_id))
-        if rest:
-            begun = self._begun.get(fd) or _Begun("", self._loop.time(), now, input_id, call_id)
-            self._begun[fd] = begun._replace(text=begun.text + rest)
-            if len(begun.text) + len(rest) > MAX_LINE_BYTES:
+        begun = self._begun.pop(fd, None) or _Begun("", self._loop.time(), now, input_id, call_id)
+        start, seen = 0, max(0, len(begun.text) - 1)
+        text = begun.text + text
+        for match in LINE_END.finditer(text, seen):
+            line = text[start : match.end()]
+            self._put(LogLine(fd, begun.written_at, line, begun.input_id, begun.call_id))
+            begun, start = _Begun("", self._loop.time(), now, input_id, call_id), match.end()
+        if start < len(text):
+            self._begun[fd] = begun._replace(text=text[start:])
+            if len(text) - start > MAX_LINE_BYTES:
                 self._end(fd)
         self._tick_later()
 
