@@ -121,10 +121,6 @@ def has_end(connection: Connection, app_id: str, task_id: str) -> bool:
     return connection.execute(query.limit(1)).first() is not None
 
 
-def delete_app_logs(connection: Connection, app_id: str) -> None:
-    connection.execute(log_batches.delete().where(log_batches.c.app_id == app_id))
-
-
 def _row(batch: LogBatch) -> dict:
     times = [line.at for line in batch.lines] or [batch.at]
     return {
