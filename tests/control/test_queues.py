@@ -187,8 +187,8 @@ async def test_a_full_partition_refuses_and_others_do_not(queues, queue):
 
 
 async def test_a_partition_is_full_by_its_bytes_too(queues, queue):
-    big = bytes(MAX_ITEM_BYTES)
-    for _ in range(MAX_BYTES // MAX_ITEM_BYTES // 16):
+    big = bytes(1 << 20)
+    for _ in range(MAX_BYTES // len(big) // 16):
         await queues.put(queue, b"", [big] * 16, request())
     with pytest.raises(ResourceExhausted, match="the queue is full"):
         await queues.put(queue, b"", [b"y"], request())

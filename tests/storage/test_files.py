@@ -6,6 +6,7 @@ import pytest
 
 from aeolian.domain.errors import InvalidArgument, OutOfSpace
 from aeolian.storage.files import ContentStore
+from aeolian.storage.receive import check_room
 
 
 @pytest.fixture
@@ -51,3 +52,9 @@ def test_a_disk_without_room_for_a_file_s_name_is_full_too(store, monkeypatch):
     monkeypatch.setattr("tempfile.mkstemp", full)
     with pytest.raises(OutOfSpace):
         store.put(b"x")
+
+
+def test_what_does_not_fit_is_refused_before_it_is_sent(tmp_path):
+    check_room(tmp_path, 1)
+    with pytest.raises(OutOfSpace, match=r"1,152,921,504,606,846,976 bytes are to be stored, and [\d,]+ are free"):
+        check_room(tmp_path, 1 << 60)

@@ -72,11 +72,15 @@ class Blobs:
                 log.exception("collecting blobs failed; the next turn tries again")
 
     def create(self, length: int, md5: bytes, sha256: bytes) -> Upload:
-        """An id and URLs for a blob of that content. `md5` and `sha256` may be empty. Nothing is stored yet."""
+        """An id and URLs for a blob of that content. `md5` and `sha256` may be empty. Nothing is stored yet.
+
+        Raises InvalidArgument, OutOfSpace.
+        """
         if not 0 <= length <= MAX_BLOB_BYTES:
             raise InvalidArgument(f"a blob of {length} bytes is not possible: at most {MAX_BLOB_BYTES}")
         if len(md5) not in (0, 16) or len(sha256) not in (0, 32):
             raise InvalidArgument("content_md5 and content_sha256_base64 must be base64 of 16 and of 32 bytes")
+        self._store.check_room(length)
         blob_id = new_id("blob")
         path = f"/blobs/{blob_id}"
         md5_hex = "" if md5 == PLACEHOLDER_MD5 else md5.hex()

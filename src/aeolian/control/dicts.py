@@ -13,7 +13,8 @@ from aeolian.storage import dicts as storage
 from aeolian.storage.database import Database
 
 MAX_ENTRIES_AT_ONCE = 10_000
-MAX_VALUE_BYTES = 100 << 20
+MAX_VALUE_BYTES = (100 << 20) + 1024
+"""100 MiB of a user's, and what serializing adds."""
 MAX_KEY_BYTES = 64 << 10
 MAX_COUNT = 100_000
 PAGE_ENTRIES = 1000

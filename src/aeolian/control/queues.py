@@ -26,7 +26,8 @@ from aeolian.storage.named_objects import NamedObject
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-MAX_ITEM_BYTES = 1 << 20
+MAX_ITEM_BYTES = (1 << 20) + 1024
+"""1 MiB of a user's, and what serializing adds."""
 MAX_PARTITIONS = 100_000
 MAX_PARTITION_KEY_BYTES = 64
 MAX_TTL_S = 7 * 24 * 3600

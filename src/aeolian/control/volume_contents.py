@@ -29,6 +29,7 @@ from aeolian.domain.volumes import (
 from aeolian.storage import volumes as storage
 from aeolian.storage.database import Database
 from aeolian.storage.files import ContentStore
+from aeolian.storage.receive import check_room
 from aeolian.storage.volume_files import VolumeFiles
 
 PAGE_ENTRIES = 20_000
@@ -138,6 +139,7 @@ class VolumeContents:
                 for block_index in found[file_index].missing
             ]
             if missing:
+                await asyncio.to_thread(check_room, self._files.root, _size_of(missing, cleaned))
                 self._collector.promise(_contents_of(upload) for upload in cleaned)
                 return missing
             pairs = [(upload, blocks.content) for upload, blocks in zip(cleaned, found, strict=True)]
@@ -255,6 +257,11 @@ def _check_blocks(upload: BlockFile) -> None:
         )
     if any(len(sha256) != 32 for sha256 in upload.block_sha256s):
         raise InvalidArgument(f"file {upload.path!r}: a block's SHA-256 is not 32 bytes long")
+
+
+def _size_of(missing: Sequence[MissingBlock], uploads: Sequence[BlockFile]) -> int:
+    lefts = (uploads[block.file_index].size_bytes - block.block_index * BLOCK_BYTES for block in missing)
+    return sum(min(BLOCK_BYTES, left) for left in lefts)
 
 
 def _contents_of(upload: BlockFile) -> list[str]:

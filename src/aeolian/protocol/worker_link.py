@@ -59,6 +59,8 @@ class ImageEvents(LogImages, Protocol):
 def worker_token(keys_dir: Path) -> str:
     """The secret that workers show; made once. Workers on this machine read the file."""
     path = keys_dir / "worker-token"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text()
     with contextlib.suppress(FileExistsError):
         fresh = path.with_name(f"worker-token.{os.getpid()}")
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound
-from aeolian.storage.receive import check_length, disk_error, receive
+from aeolian.storage.receive import check_length, check_room, disk_error, receive
 
 BLOB_ID = re.compile(r"bl-[0-9A-Za-z]{22}")
 UPLOAD_LIFETIME_S = 24 * 3600.0
@@ -25,6 +25,10 @@ PART_MD5_BYTES = 16
 
 class BlobStore(Protocol):
     """Blobs by id: written once, whole or not at all."""
+
+    def check_room(self, length: int) -> None:
+        """Raises OutOfSpace when a blob of that length cannot be stored."""
+        ...
 
     async def put(self, blob_id: str, data: bytes) -> None: ...
 
@@ -60,6 +64,9 @@ class FileBlobStore:
         self._root = root
         self._incoming = root / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def check_room(self, length: int) -> None:
+        check_room(self._incoming, length)
 
     async def put(self, blob_id: str, data: bytes) -> None:
         await asyncio.to_thread(self._put, blob_id, data)

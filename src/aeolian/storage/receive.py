@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterable
+from pathlib import Path
 
 import msgspec
 
@@ -60,6 +61,20 @@ async def receive(
 def disk_error(error: OSError) -> AeolianError | OSError:
     """`OutOfSpace` for a full disk or quota, else the error itself."""
     return OutOfSpace(DISK_FULL) if error.errno in (28, 122) else error
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Raises OutOfSpace when so many bytes do not fit on the folder's disk.
+
+    Clients repeat an upload that breaks off for minutes: what cannot be stored is better refused before.
+    """
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if num_bytes > free:
+        raise OutOfSpace(
+            f"the server's disk is full: {num_bytes:,} bytes are to be stored, and {free:,} are free in its data "
+            "directory; free space, then try again"
+        )
 
 
 def check_length(num_bytes: int, expected: int) -> None:
