@@ -1,5 +1,6 @@
 """What became of calls: the graph of who called whom, and lists for people to read."""
 
+from itertools import islice
 from typing import NamedTuple
 
 from aeolian.control.calls import Calls
@@ -60,12 +61,12 @@ class CallHistory:
             root, depth = storage.get_call(connection, call_id), 0
             while root is not None and root.parent_call_id and depth < MAX_DEPTH:
                 above = storage.get_call(connection, root.parent_call_id)
-                if above is None:
+                if above is None or above.workspace != caller.workspace:
                     break
                 root, depth = above, depth + 1
             rows, level = ([root], [root.call_id]) if root is not None else ([], [])
             while level and len(rows) < MAX_GRAPH:
-                below = storage.children_of(connection, level)
+                below = [row for row in storage.children_of(connection, level) if row.workspace == caller.workspace]
                 rows += below
                 level = [row.call_id for row in below]
             return rows, storage.graph_inputs(connection, [row.call_id for row in rows], MAX_GRAPH)
@@ -95,14 +96,18 @@ class CallHistory:
 
         def read(connection):
             rows = storage.calls_of_function(connection, ids, since, until, limit, newest=newest)
-            call_ids = [row.call_id for row in rows]
-            return call_ids, storage.inputs_of_calls(connection, call_ids)
+            found: list = []
+            for row in rows:  # a map of a million inputs may be among them
+                found += storage.inputs_of_calls(connection, [row.call_id], limit - len(found))
+                if len(found) >= limit:
+                    break
+            return [row.call_id for row in rows], found
 
         call_ids, rows = await self._database.read(read)
         records = [_finished(row) for row in rows]
         for call_id in call_ids:
             if (call := self._calls.living(call_id)) is not None:
-                records += [_unfinished(item) for item in call.inputs.values()]
+                records += [_unfinished(item) for item in islice(call.inputs.values(), limit)]
         records.sort(key=lambda record: (record.created_at, record.call_id, record.idx))
         return records[-limit:] if newest else records[:limit]
 

@@ -311,13 +311,13 @@ def count_calls(
     return [(since + number * bucket_s, count) for number, count in connection.execute(query)]
 
 
-def inputs_of_calls(connection: Connection, call_ids: Sequence[str]) -> list[Row]:
-    """Finished inputs: call id, index, status, task id, times."""
+def inputs_of_calls(connection: Connection, call_ids: Sequence[str], limit: int | None = None) -> list[Row]:
+    """Finished inputs: call id, index, status, task id, times. `limit`: of each portion of calls."""
     columns = [column for column in outputs.c if column.name not in ("item", "seq")]
     return [
         row
         for some in _portions(call_ids)
-        for row in connection.execute(sa.select(*columns).where(outputs.c.call_id.in_(some)))
+        for row in connection.execute(sa.select(*columns).where(outputs.c.call_id.in_(some)).limit(limit))
     ]
 
 
