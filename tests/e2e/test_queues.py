@@ -198,6 +198,45 @@ def test_each_item_comes_once_though_the_server_is_killed_in_the_middle(aeolian,
     assert running.wait(240) == 0 and "all is well" in output, output
 
 
+def test_who_is_killed_while_it_waits_takes_nothing(aeolian, tmp_path, unique):
+    output = aeolian.python(
+        f"""
+        import subprocess, sys, time
+        import modal
+
+        app = modal.App("waits-{unique}")
+        q = modal.Queue.from_name("waits-{unique}", create_if_missing=True)
+        tell = modal.Queue.from_name("tell-{unique}", create_if_missing=True)
+        CLIENT = "import modal; modal.Queue.from_name('tell-{unique}').put(1); modal.Queue.from_name('waits-{unique}').get()"
+
+        @app.function(single_use_containers=True)
+        def waits():
+            tell.put(1)
+            return q.get()
+
+        if __name__ == "__main__":
+            client = subprocess.Popen([sys.executable, "-c", CLIENT])
+            tell.get()
+            time.sleep(0.5)
+            client.kill()
+            client.wait()
+            q.put("for another client")
+            assert q.get(timeout=30) == "for another client"
+            with app.run():
+                call = waits.spawn()
+                tell.get()
+                time.sleep(0.5)
+                call.cancel(terminate_containers=True)
+                time.sleep(0.5)
+                q.put("for another container")
+                assert q.get(timeout=30) == "for another container"
+            print("all is well")
+        """,
+        tmp_path,
+    )
+    assert "all is well" in output
+
+
 def test_queues_by_the_cli(aeolian, tmp_path, unique):
     name = f"cli-{unique}"
     aeolian.python(

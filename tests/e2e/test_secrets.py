@@ -72,8 +72,14 @@ def test_variables_reach_containers_later_secrets_win_and_an_update_reaches_new_
             named.update({{"NAMED": "after {unique}"}})
             assert first.remote() == digest("before {unique}")
             assert later.remote() == digest("after {unique}")
+            of_the_app = secrets[0].object_id
         with app.run():
             assert first.remote() == digest("after {unique}")
+        try:
+            modal.Secret._from_id(of_the_app).hydrate()
+            raise AssertionError("what the App owned has outlived it")
+        except modal.exception.NotFoundError:
+            pass
         modal.Secret.objects.delete("named-{unique}")
         try:
             with app.run():

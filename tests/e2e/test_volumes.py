@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import sys
+import textwrap
 import time
 import uuid
 from pathlib import Path
@@ -246,7 +248,9 @@ def test_volumes_are_mounted_as_asked(aeolian, tmp_path, unique):
     assert "all is well" in aeolian.python(FAILS + program.replace("UNIQUE", unique), tmp_path)
 
 
-def test_of_concurrent_writers_the_last_commit_wins_and_no_file_is_torn(aeolian, tmp_path, unique):
+def test_of_concurrent_writers_the_last_commit_wins_and_no_file_is_torn_though_the_server_is_killed(
+    aeolian, tmp_path, unique
+):
     program = f"""
     import os, threading
     import modal
@@ -281,6 +285,7 @@ def test_of_concurrent_writers_the_last_commit_wins_and_no_file_is_torn(aeolian,
                     continue
                 assert len(data) == SIZE and len(set(data)) == 1, (len(data), set(data))
                 seen.add(chr(data[0]))
+                print("read", chr(data[0]), flush=True)
             modal.FunctionCall.gather(*calls)
         data = b"".join(shared.read_file("same"))
         assert len(data) == SIZE and len(set(data)) == 1
@@ -288,7 +293,17 @@ def test_of_concurrent_writers_the_last_commit_wins_and_no_file_is_torn(aeolian,
             assert b"".join(shared.read_file(f"own-{{number}}")) == str(NUM_TURNS - 1).encode()
         print("all is well", seen)
     """
-    assert "all is well" in aeolian.python(program, tmp_path)
+    (tmp_path / "writers.py").write_text(textwrap.dedent(program))
+    running = aeolian.start_command(sys.executable, "writers.py", cwd=tmp_path)
+    output, num_reads = "", 0
+    assert running.stdout is not None
+    for line in running.stdout:
+        output += line
+        num_reads += line.startswith("read")
+        if num_reads in (3, 10):
+            aeolian.kill("server")
+            num_reads += 1
+    assert running.wait(240) == 0 and "all is well" in output, output
 
 
 def test_a_large_file_and_many_small_ones_go_in_and_out(aeolian, tmp_path, unique):
