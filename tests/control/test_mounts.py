@@ -214,3 +214,13 @@ async def test_the_rpcs_answer_as_clients_expect(mounts):
         await rpcs.MountGetOrCreate(request, CALLER)
     with pytest.raises(InvalidArgument):
         await rpcs.MountGetOrCreate(api_pb2.MountGetOrCreateRequest(), CALLER)
+
+
+async def test_what_no_mount_holds_is_collected(mounts, monkeypatch):
+    for data in (b"held", b"unused"):
+        await mounts.put(sha(data), data)
+    await mounts.create([UploadedFile("/root/a", sha(b"held"))])
+    assert await mounts.collect() == 0
+    monkeypatch.setattr("aeolian.storage.files.KEPT_S", -60.0)
+    assert await mounts.collect() == 1
+    assert await mounts.missing([sha(b"held"), sha(b"unused")]) == [sha(b"unused")]

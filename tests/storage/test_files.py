@@ -1,11 +1,12 @@
 import errno
 import hashlib
 import os
+import time
 
 import pytest
 
 from aeolian.domain.errors import InvalidArgument, OutOfSpace
-from aeolian.storage.files import ContentStore
+from aeolian.storage.files import KEPT_S, ContentStore
 from aeolian.storage.receive import check_room
 
 
@@ -58,3 +59,11 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(tmp_path):
     check_room(tmp_path, 1)
     with pytest.raises(OutOfSpace, match=r"1,152,921,504,606,846,976 bytes are to be stored, and [\d,]+ are free"):
         check_room(tmp_path, 1 << 60)
+
+
+def test_content_that_nothing_refers_to_is_collected_a_day_after_its_last_use(store):
+    referenced, unused, asked_for = store.put(b"1"), store.put(b"2"), store.put(b"3")
+    assert store.collect({referenced}, now=time.time() + KEPT_S - 60) == 0
+    assert store.collect({referenced, asked_for}, now=time.time() + KEPT_S + 60) == 1
+    assert [store.has(digest) for digest in (referenced, unused, asked_for)] == [True, False, True]
+    assert store.keep(asked_for) and not store.keep(unused)

@@ -210,6 +210,7 @@ class Services:
             self.queues,
             self.volumes,
             self.volume_collector,
+            self.mounts,
         ):
             await service.open()
             stack.push_async_callback(service.close)

@@ -6,7 +6,9 @@ Python) are made here on demand.
 """
 
 import asyncio
+import contextlib
 import hashlib
+import logging
 import posixpath
 import re
 from collections import OrderedDict
@@ -25,6 +27,8 @@ from aeolian.storage import mounts as storage
 from aeolian.storage.database import Database
 from aeolian.storage.files import ContentStore
 
+log = logging.getLogger(__name__)
+
 CLIENT_MOUNT = re.compile(r"modal-client-mount-(\d[A-Za-z0-9.]{0,63})")
 PYTHON_MOUNT = re.compile(r"python-build-standalone\.\d{8}\.((\d+\.\d+)\.\d+t?)-gnu")
 NAME = re.compile(r"[a-zA-Z0-9-_.]{1,64}")
@@ -32,6 +36,7 @@ MAX_PATH_BYTES = 4095
 MAX_NAME_BYTES = 255
 MAX_CACHED_SPECS = 256
 DEFAULT_MODE = 0o644
+COLLECT_S = 3600.0
 
 
 class Blobs(Protocol):
@@ -89,12 +94,38 @@ class Mounts:
         self._pythons = pythons
         self._specs: OrderedDict[str, MountSpec] = OrderedDict()
         self._python_lock = asyncio.Lock()
+        self._collector: asyncio.Task | None = None
+
+    # ---- life of the service ----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Start deleting, once an hour, what no mount holds: uploads that came to nothing, and those of v1 Volumes."""
+        self._collector = asyncio.create_task(self._collect_forever(), name="mounts-collect")
+
+    async def close(self) -> None:
+        if self._collector is not None:
+            self._collector.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._collector
+
+    async def _collect_forever(self) -> None:
+        while True:
+            await asyncio.sleep(COLLECT_S)
+            try:
+                await self.collect()
+            except Exception:
+                log.exception("collecting unused uploads failed; the next turn tries again")
+
+    async def collect(self) -> int:
+        """Delete content that no mount holds and nobody has asked for in a day; return how many files."""
+        referenced = await self._database.read(storage.referenced_contents)
+        return await asyncio.to_thread(self._content.collect, referenced)
 
     # ---- content --------------------------------------------------------------------------------------
 
     async def missing(self, sha256_hexes: Sequence[str]) -> list[str]:
         """Which of these contents must be uploaded. Raises InvalidArgument on a malformed digest."""
-        return await asyncio.to_thread(lambda: [digest for digest in sha256_hexes if not self._content.has(digest)])
+        return await asyncio.to_thread(lambda: [digest for digest in sha256_hexes if not self._content.keep(digest)])
 
     async def put(self, sha256_hex: str, data: bytes) -> None:
         """Store a file's content. Raises InvalidArgument when it is not what its digest says."""
@@ -103,7 +134,7 @@ class Mounts:
 
     async def put_blob(self, sha256_hex: str, blob_id: str) -> None:
         """As `put`, from an uploaded blob, which is not needed any more then. Raises NotFound for an unknown one."""
-        if not self._content.has(sha256_hex):
+        if not self._content.keep(sha256_hex):
             source = await self._blobs.open_path(blob_id)
             await asyncio.to_thread(self._content.put_file, source, sha256_hex)
         await self._blobs.delete(blob_id)

@@ -10,7 +10,8 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterable
+import time
+from collections.abc import AsyncIterable, Collection
 from pathlib import Path
 
 from aeolian.domain.errors import InvalidArgument, NotFound
@@ -18,6 +19,9 @@ from aeolian.storage.receive import disk_error
 
 SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 CHUNK_BYTES = 1 << 20
+KEPT_S = 24 * 3600.0
+"""Content that nothing refers to is kept this long: who has just uploaded it, or was told that it is there, may be
+about to."""
 
 
 class ContentStore:
@@ -37,6 +41,17 @@ class ContentStore:
     def has(self, sha256_hex: str) -> bool:
         return self.path(sha256_hex).exists()
 
+    def keep(self, sha256_hex: str) -> bool:
+        """Whether it is there; if so, it counts as new for `collect`."""
+        path = self.path(sha256_hex)
+        try:
+            status = path.stat()
+            if status.st_ctime < time.time() - KEPT_S / 2:
+                os.chmod(path, status.st_mode & 0o7777)  # touches the inode's change time only
+        except FileNotFoundError:
+            return False
+        return True
+
     def size_bytes(self, sha256_hex: str) -> int:
         try:
             return self.path(sha256_hex).stat().st_size
@@ -53,11 +68,10 @@ class ContentStore:
         """Store bytes; return their SHA-256. Raises InvalidArgument when they are not what was announced."""
         digest = hashlib.sha256(data).hexdigest()
         _check(digest, expected_sha256_hex)
-        target = self.path(digest)
-        if not target.exists():
+        if not self.keep(digest):
             with self._writing() as temporary:
                 temporary.write(data)
-                temporary.move_to(target)
+                temporary.move_to(self.path(digest))
         return digest
 
     async def put_stream(self, chunks: AsyncIterable[bytes], expected_sha256_hex: str | None = None) -> tuple[str, int]:
@@ -70,9 +84,8 @@ class ContentStore:
                 await asyncio.to_thread(temporary.write, chunk)
             digest = sha256.hexdigest()
             _check(digest, expected_sha256_hex)
-            target = self.path(digest)
-            if not target.exists():
-                await asyncio.to_thread(temporary.move_to, target)
+            if not self.keep(digest):
+                await asyncio.to_thread(temporary.move_to, self.path(digest))
         return digest, size
 
     def put_file(self, source: Path, expected_sha256_hex: str | None = None) -> tuple[str, int]:
@@ -85,10 +98,26 @@ class ContentStore:
                 temporary.write(chunk)
             digest = sha256.hexdigest()
             _check(digest, expected_sha256_hex)
-            target = self.path(digest)
-            if not target.exists():
-                temporary.move_to(target)
+            if not self.keep(digest):
+                temporary.move_to(self.path(digest))
         return digest, size
+
+    def collect(self, referenced: Collection[str], now: float | None = None) -> int:
+        """Delete content that is not referenced and has been new for nobody in a day; return how many files.
+
+        Who links to it keeps it.
+        """
+        horizon = (time.time() if now is None else now) - KEPT_S
+        num_deleted = 0
+        for folder in list(self.root.iterdir()):
+            for path in list(folder.iterdir()):
+                if folder != self.incoming and folder.name + path.name in referenced:
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_ctime < horizon:
+                        path.unlink()
+                        num_deleted += 1
+        return num_deleted
 
     def _writing(self) -> "_Temporary":
         return _Temporary(self.incoming)

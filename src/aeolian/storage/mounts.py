@@ -54,6 +54,12 @@ def get_mount(connection: Connection, mount_id: str) -> MountRow | None:
     return None if row is None else MountRow(row.mount_id, row.checksum, _decode(row.files))
 
 
+def referenced_contents(connection: Connection) -> set[str]:
+    """The SHA-256s, hexadecimal, of all files of all mounts."""
+    rows = connection.execution_options(yield_per=100).execute(sa.select(mounts.c.files))
+    return {file.sha256_hex for (files,) in rows for file in _decode(files)}
+
+
 def get_named(connection: Connection, environment_id: str, name: str) -> str | None:
     """The id of the mount deployed under that name."""
     query = sa.select(mount_names.c.mount_id).where(
