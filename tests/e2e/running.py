@@ -62,6 +62,24 @@ class RunningAeolian:
                 self._process.wait()
             self._process = None
 
+    def interrupt(self) -> None:
+        """Ctrl-C, and no waiting."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Until it has ended; its exit status."""
+        assert self._process is not None
+        status = self._process.wait(timeout_s)
+        self._process = None
+        return status
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        assert self._process is not None
+        return self._process.pid
+
     def pid_of(self, name: str) -> int:
         """`front`, `server` or `worker`."""
         records = msgspec.json.decode((self.data_dir / "run/processes.json").read_bytes())
