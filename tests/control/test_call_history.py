@@ -1,5 +1,7 @@
+import asyncio
+
 from some_cluster import ME, STRANGER, SUCCESS, Cluster, input_id
-from virtual_time import settle, virtually
+from virtual_time import virtually
 
 from aeolian.control.call_history import CallHistory
 from aeolian.domain.caller import Caller
@@ -52,8 +54,10 @@ def test_recent_calls_are_listed_with_what_became_of_them():
             finished, container = await cluster.spawn(), cluster.container()
             await container.put()
             container.ask()
-            await settle()
-            running, queued = await cluster.spawn(), await cluster.spawn(5)
+            await asyncio.sleep(1)
+            running = await cluster.spawn()
+            await asyncio.sleep(1)
+            queued = await cluster.spawn(5)
             history = history_of(cluster)
             kwargs = {"since": 0.0, "until": 1e12, "newest": False, "variants": False}
             records = await history.recent("fu-1", ME, limit=100, **kwargs)
