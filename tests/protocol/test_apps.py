@@ -291,3 +291,11 @@ async def until(condition, timeout=30.0):
         while not (result := condition()):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         return result
+
+
+async def test_who_deploys_what_is_not_built_yet_is_told(server, source):
+    edit(source, "@app.function(volumes", "@app.function(schedule=modal.Period(hours=1), volumes")
+    output = await server.modal("deploy", "greeter.py", cwd=source)
+    told = " ".join(output.split())
+    assert "schedules are not followed yet: 'world' runs only when it is called" in told
+    assert told.count("yet:") == 1

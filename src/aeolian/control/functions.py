@@ -20,6 +20,7 @@ from aeolian.control.apps import Apps
 from aeolian.control.definition_store import Definition, DefinitionStore
 from aeolian.control.definitions import WebUrlOf
 from aeolian.control.function_index import FunctionIndex
+from aeolian.control.unbuilt import unbuilt
 from aeolian.domain.apps import Layout, LayoutFunction
 from aeolian.domain.caller import Caller
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -161,6 +162,11 @@ class Functions:
         row = self.row(function_id)
         definition, _ = self.definition(row)
         return self._data(row, definition)
+
+    def unbuilt(self, function_id: str) -> list[str]:
+        """What it asks for in vain, as sentences for its user."""
+        definition, _ = self.definition(self.row(function_id))
+        return unbuilt(definition.functions[0])
 
     async def look_back(
         self, function_id: str, caller: Caller

@@ -112,7 +112,13 @@ class AppRpcs:
             staged=request.staged,
         )
         deployed_at = await self._deployments.publish(asked, caller)
-        return api_pb2.AppPublishResponse(url=self._page_url(request.app_id), deployed_at=deployed_at)
+        warnings = [
+            api_pb2.Warning(type=api_pb2.Warning.WARNING_TYPE_FUNCTION_CONFIGURATION, message=sentence)
+            for function_id in sorted(request.function_ids.values())
+            for sentence in self._functions.unbuilt(function_id)
+        ]
+        url = self._page_url(request.app_id)
+        return api_pb2.AppPublishResponse(url=url, deployed_at=deployed_at, server_warnings=warnings)
 
     async def AppRollback(self, request: api_pb2.AppRollbackRequest, caller: Caller) -> api_pb2.AppRollbackResponse:
         deployed_at = await self._deployments.roll_back(request.app_id, request.version, caller)
