@@ -392,3 +392,73 @@ def test_scripts_run_apps_tag_them_and_look_them_up(aeolian, tmp_path):
     assert listed[made]["state"] == "deployed"
     assert all(entry["state"] == "stopped" for entry in listed.values() if entry["description"] == "scripted")
     aeolian.modal("app", "stop", "--yes", "made-by-lookup")
+
+
+STOPPED = """
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import modal
+
+app = modal.App("stopped")
+
+
+@app.function()
+def nap(seconds):
+    print("napping")
+    for _ in range(seconds * 10):
+        time.sleep(0.1)
+    return seconds
+
+
+def cli(*args):
+    done = subprocess.run([sys.executable, "-m", "modal", *args], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    app.deploy()
+    # A container that is stopped by hand: its input goes to another one, and its logs end.
+    call = nap.spawn(2)
+    until = time.monotonic() + 60
+    while not (running := [c for c in json.loads(cli("container", "list", "--json")) if c["app_name"] == "stopped"]):
+        assert time.monotonic() < until
+    task_id = running[0]["container_id"]
+    cli("container", "stop", "--yes", task_id)
+    assert cli("container", "logs", "-f", task_id).startswith("napping\\n")
+    assert "already stopped" in cli("container", "stop", "--yes", task_id)
+    assert call.get(timeout=60) == 2
+
+    said = {}
+
+    def attempt(name, function):
+        try:
+            function()
+        except Exception as error:
+            said[name] = f"{type(error).__name__}: {error}"
+
+    call = nap.spawn(600)
+    waiting = [
+        threading.Thread(target=attempt, args=("remote", lambda: nap.remote(600))),
+        threading.Thread(target=attempt, args=("map", lambda: list(nap.map([600, 600])))),
+        threading.Thread(target=attempt, args=("get", lambda: call.get())),
+    ]
+    for thread in waiting:
+        thread.start()
+    time.sleep(1)
+    cli("app", "stop", "--yes", "stopped")
+    for thread in waiting:
+        thread.join()
+    for name in ("remote", "map", "get"):
+        assert said[name] == f"RemoteError: App {app.app_id} was stopped", said
+    attempt("after", lambda: nap.remote(1))
+    assert said["after"].startswith("NotFoundError"), said
+    print("all is well")
+"""
+
+
+def test_whoever_waits_for_a_stopped_app_is_told(aeolian, tmp_path):
+    assert "all is well" in aeolian.python(STOPPED, tmp_path, name="stopped.py")
