@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 SINGLE_UPLOAD_BYTES = 64 << 20
 """Up to this length a blob is uploaded by one PUT, where the client accepts the host."""
-PART_BYTES = 64 << 20
+PART_BYTES = 4 << 30
+"""The SDK copies the whole of a payload in memory for each part: few parts, or a call of 1 GiB takes many times that."""
 MAX_PARTS = 1000
 MAX_BLOB_BYTES = 1 << 40
 PLACEHOLDER_MD5 = bytes.fromhex("baadbaadbaadbaadbaadbaadbaadbaad")
