@@ -35,6 +35,18 @@ class Counter:
         return self.count
 
 
+if modal.__version__.startswith("1.4."):  # later ones refuse constructors
+
+    @app.cls()
+    class Constructed:
+        def __init__(self, x, *, y=None):
+            self.x, self.y = x, y
+
+        @modal.method()
+        def get(self):
+            return self.x, self.y
+
+
 @app.function()
 def numbers():
     yield from range(5)
@@ -50,6 +62,9 @@ def main():
     assert version.remote(1) == (modal.__version__, 1)
     assert [x for _, x in version.map(range(20))] == list(range(20))
     assert Counter(start=5).add.remote(2) == 7
+    if modal.__version__.startswith("1.4."):
+        assert Constructed([1], y={"k": 2}).get.remote() == ([1], {"k": 2})
+        assert Constructed("other").get.remote() == ("other", None)
     assert list(numbers.remote_gen()) == list(range(5))
     call = version.spawn(3)
     assert call.get(timeout=60)[1] == 3
