@@ -90,7 +90,8 @@ class Cluster:
         self.workers.connected(Worker(Hello(WORKER, "life", ("process",), 2000, 4000), self.commands.append))
         self.clock = clock = LoopClock()
         self.pools = Pools(clock, self.functions, self.workers)
-        apps = SimpleNamespace(known=lambda app_id: SimpleNamespace(outlives_its_client=False))
+        self.app = SimpleNamespace(outlives_its_client=False)
+        apps = SimpleNamespace(known=lambda app_id: self.app)
         self.calls = Calls(self.database, clock, apps, self.functions, self.pools)
         self.pools.payloads_of = self.calls.open_inputs.payloads_of
         self._num_containers = 0

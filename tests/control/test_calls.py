@@ -336,6 +336,21 @@ def test_a_map_that_its_caller_leaves_is_cancelled():
     virtually(scenario())
 
 
+def test_a_map_of_a_detached_app_goes_on_without_its_caller():
+    async def scenario():
+        async with Cluster() as cluster:
+            cluster.app.outlives_its_client = True
+            call, container = await cluster.remote(3), cluster.container()
+            await cluster.outputs(call, clear=True)
+            assert container.told_to_cancel() == []
+            for _ in range(3):
+                await container.put()
+                container.ask()
+            assert await cluster.statuses(call) == [SUCCESS] * 3
+
+    virtually(scenario())
+
+
 def test_only_the_own_workspace_sees_a_call():
     async def scenario():
         async with Cluster() as cluster:
