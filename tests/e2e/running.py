@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -166,10 +167,10 @@ class RunningAeolian:
     def modal_json(self, *args: str, **kwargs):
         return json.loads(self.modal(*args, "--json", **kwargs))
 
-    def python(self, source: str, folder: Path, name: str = "program.py", **kwargs) -> str:
+    def python(self, source: str, folder: Path, name: str = "program.py", args: Sequence[str] = (), **kwargs) -> str:
         """A user's own program."""
         (folder / name).write_text(textwrap.dedent(source))
-        return self.run(sys.executable, name, cwd=folder, **kwargs)
+        return self.run(sys.executable, name, *args, cwd=folder, **kwargs)
 
     def run_app(self, source: str, folder: Path, *args: str, name: str = "user_app.py", **kwargs) -> str:
         """`modal run` of an App with a local entrypoint."""

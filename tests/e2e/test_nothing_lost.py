@@ -118,7 +118,7 @@ COLLECT = """
 
 def test_after_the_death_of_everything_spawned_calls_go_on_where_they_were(aeolian, tmp_path):
     aeolian.deploy(KEPT, tmp_path)
-    call_ids = aeolian.python(SPAWN, tmp_path, "spawn.py").splitlines()[-1].split()
+    call_ids = aeolian.python(SPAWN, tmp_path, name="spawn.py").splitlines()[-1].split()
     assert len(call_ids) == 12
     killed = kill_everything(aeolian)
     eventually(lambda: [process for process in killed if process.is_running()], "these were killed, and live")
@@ -136,7 +136,7 @@ def container_mounts(aeolian) -> list[str]:
 
 def test_when_the_supervisor_is_killed_nothing_stays_and_a_new_one_starts(aeolian, tmp_path):
     aeolian.deploy(KEPT, tmp_path)
-    assert aeolian.python(CALL, tmp_path, "call.py") == "45\n"
+    assert aeolian.python(CALL, tmp_path, name="call.py") == "45\n"
     below = psutil.Process(aeolian.pid).children(recursive=True)
     assert len(below) > 3
     os.kill(aeolian.pid, signal.SIGKILL)
@@ -144,7 +144,7 @@ def test_when_the_supervisor_is_killed_nothing_stays_and_a_new_one_starts(aeolia
     eventually(lambda: [process for process in below if process.is_running()], "these outlived their supervisor")
     eventually(lambda: left_of(aeolian.data_dir), "this outlived the supervisor")
     aeolian.start()
-    assert aeolian.python(CALL, tmp_path, "call.py") == "45\n"
+    assert aeolian.python(CALL, tmp_path, name="call.py") == "45\n"
     aeolian.modal("app", "stop", "kept", "--yes")
 
 
@@ -251,5 +251,5 @@ def test_a_deployment_survives_a_killed_server_wherever_it_is(aeolian, tmp_path)
     history = aeolian.modal_json("app", "history", "kept")
     assert [entry["version"] for entry in history] == ["v3", "v2", "v1"]
     source = "import modal; print(modal.Function.from_name('kept', 'number').remote())"
-    assert aeolian.python(source, tmp_path, "number.py") == "3\n"
+    assert aeolian.python(source, tmp_path, name="number.py") == "3\n"
     aeolian.modal("app", "stop", "kept", "--yes")

@@ -18,6 +18,7 @@ from aeolian.cli.supervisor import ChildSpec, Supervisor, end_leftovers
 from aeolian.cli.terminal import Terminal
 from aeolian.domain.errors import InvalidArgument
 from aeolian.storage import migrate
+from aeolian.worker import mounting
 
 READY_PROBE_S = 0.05
 SLOW_START_S = 15.0
@@ -130,6 +131,8 @@ async def supervise(settings: Settings, specs: list[ChildSpec], terminal: Termin
         await supervisor.run(stop)
     finally:
         welcome.cancel()
+        if sys.platform == "linux":
+            mounting.unmount_leftovers(settings.data_dir)  # of a worker that had to be killed
         for path in (settings.grpc_socket, settings.http_socket, settings.worker_socket):
             path.unlink(missing_ok=True)
 

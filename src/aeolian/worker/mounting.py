@@ -77,6 +77,14 @@ def unmount_below(folder: Path) -> None:
             _libc.umount2(target, view.MNT_DETACH)
 
 
+def unmount_leftovers(data_dir: Path) -> None:
+    """Detach what workers that were killed have left. What somebody has mounted there himself stays."""
+    volumes = data_dir / "volumes"
+    for folder in (data_dir / "containers", data_dir / "runtime", volumes / "folders", volumes / "mounts"):
+        unmount_below(folder)
+    unmount(volumes / "mounts", detach=True)
+
+
 def can_mount_overlays(folder: Path) -> bool:
     """Try it below `folder`."""
     probe = folder / "probe"
