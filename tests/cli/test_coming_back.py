@@ -349,3 +349,47 @@ async def test_lines_that_were_not_acknowledged_are_stored_once_by_the_next_serv
         worker.send(*[Logs(number, task_id, "", lines(f"{number}\n")) for number in (1, 2, 3)])
         await acknowledged(worker, 1, 2, 3)
         assert await logs_of(server, app_id) == ["1\n", "2\n", "3\n"]
+
+
+# ---- a worker that does not come back -----------------------------------------------------------------------
+
+
+async def test_inputs_of_a_worker_that_stays_away_run_elsewhere(server, monkeypatch):
+    monkeypatch.setattr(containers, "WORKER_AWAY_S", 0.1)
+    worker = await server.worker("wo-1")
+    _, call_id, _, input_id = await running(server, worker)
+    other = await server.worker("wo-2")
+    await worker.hang_up()
+    task_id = await other.started()
+    [held] = (await other.given(task_id)).held
+    assert held == HeldInput(input_id, 0)
+    other.send(output(task_id, 1, input_id, b"elsewhere"))
+    [item] = await outputs(server, call_id)
+    assert item.result.data == b"elsewhere"
+
+
+async def test_the_output_of_a_worker_that_was_given_up_counts_if_it_is_the_first(server, monkeypatch):
+    monkeypatch.setattr(containers, "WORKER_AWAY_S", 0.1)
+    late = await server.worker("wo-1")
+    function_id, call_id, late_task, input_id = await running(server, late)
+    other = await server.worker("wo-2")
+    await late.hang_up()
+    task_id = await other.started()
+    await other.given(task_id)
+    await late.connect([report(late_task, function_id, input_id)])
+    late.send(output(late_task, 1, input_id, b"late, but first"))
+    assert (await late.told(AckOutputs)).seq == 1
+    assert (await other.told(CancelInputs)).input_ids == (input_id,)
+    other.send(output(task_id, 1, input_id, b"second"))
+    await other.told(AckOutputs)
+    assert [item.result.data for item in await outputs(server, call_id)] == [b"late, but first"]
+
+
+async def test_after_a_restart_inputs_wait_only_so_long_for_the_worker_that_had_them(data_dir, monkeypatch):
+    async with whole_server(data_dir) as server:
+        _, _, _, input_id = await running(server, await server.worker("wo-1"))
+    monkeypatch.setattr(containers, "RECOVERY_S", 0.2)
+    async with whole_server(data_dir) as server:
+        other = await server.worker("wo-2")
+        task_id = await other.started()
+        assert (await other.given(task_id)).held == (HeldInput(input_id, 0),)
