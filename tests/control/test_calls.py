@@ -570,6 +570,34 @@ def test_of_a_map_that_is_over_only_what_became_of_it_is_kept():
     virtually(scenario())
 
 
+def test_blobs_go_with_the_call_that_they_belong_to(monkeypatch):
+    monkeypatch.setattr(call_memory, "EXPIRY_ASYNC_S", 600.0)
+
+    async def scenario():
+        deleted: list[str] = []
+
+        async def delete(blob_id: str) -> None:
+            deleted.append(blob_id)
+
+        async with Cluster() as cluster:
+            await cluster.calls.start_sweeping(delete)
+            kwargs = {"call_type": CallType.UNARY, "inputs": [(0, payload(0))], "blob_ids": ["bl-in", "bl-in"]}
+            await cluster.calls.start("fu-1", ME, invocation=Invocation.ASYNC, **kwargs)
+            container = cluster.container()
+            result = api_pb2.GenericResult(status=SUCCESS, data_blob_id="bl-out")
+            message = api_pb2.FunctionPutOutputsItem(input_id=container.holds[0], result=result)
+            cluster.calls.output_received(container.task_id, message, lambda: None)
+            call = await cluster.remote(2)
+            await cluster.calls.put_inputs("fu-1", call.call_id, ME, [(2, payload(2))], ["bl-map"])
+            await cluster.outputs(call, clear=True)
+            await asyncio.sleep(300)
+            assert deleted == ["bl-map"]
+            await asyncio.sleep(600)
+            assert sorted(deleted) == ["bl-in", "bl-map", "bl-out"]
+
+    virtually(scenario())
+
+
 # ---- bad input ----------------------------------------------------------------------------------------------
 
 

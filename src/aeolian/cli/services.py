@@ -224,7 +224,7 @@ class Services:
         stack.push_async_callback(self.containers.close)
         await self.images.open()
         stack.push_async_callback(self.images.close)
-        await self.calls.start_sweeping()
+        await self.calls.start_sweeping(self.blobs.delete)
         self.autoscaling.start()
         stack.push_async_callback(self.autoscaling.close)
         await self.apps.start()

@@ -7,6 +7,7 @@
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -54,12 +55,16 @@ class CallJournal:
         await future
 
     async def flush(self) -> None:
-        """Until what was written so far is durable; what comes meanwhile does not prolong it."""
+        """Until what was written so far is durable, or cannot be now (the disk is full).
+
+        What comes meanwhile does not prolong it.
+        """
         batch = self._batch or self._in_flight
         if batch is not None:
             future = asyncio.get_running_loop().create_future()
-            batch.requests.append((future, None))
-            await future
+            batch.requests.append((future, _take_nothing_back))
+            with contextlib.suppress(AeolianError):
+                await future
 
     async def close(self, timeout_s: float) -> None:
         """Commit what is left. Where that cannot be done in time, it was not acknowledged either."""
@@ -122,11 +127,16 @@ class CallJournal:
         await asyncio.sleep(RETRY_S)
 
 
+def _take_nothing_back() -> None:
+    return None
+
+
 def _merge(batch: _Batch, later: _Batch) -> None:
     one, other = batch.writes, later.writes
     one.calls += other.calls
     one.expiries |= other.expiries
     one.cancelled += other.cancelled
+    one.blobs += other.blobs
     for key in other.outputs:
         one.inputs.pop(key, None)
         one.updated_inputs.pop(key, None)

@@ -9,7 +9,7 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,8 @@ class CallMemory:
         """Calls in memory without an unfinished input, with the time since when."""
         self._loading: dict[str, asyncio.Task[Call | None]] = {}
         self._sweeper: asyncio.Task | None = None
+        self.delete_blob: Callable[[str], Awaitable[None]] | None = None
+        """Called with the id of each blob that goes with a call."""
 
     async def load(self) -> list[Any]:
         """Take up what is unfinished. Returns rows of unfinished inputs; each one's call is in memory."""
@@ -170,7 +172,7 @@ class CallMemory:
         """What a map has returned is with its caller; that it ran, and how, is still told."""
         await self._journal.flush()
         call_id = call.call_id
-        await self._database.write(lambda c: storage.delete_chunks(c, call_id))
+        await self._delete_blobs(await self._database.write(lambda c: storage.delete_payloads(c, call_id)))
         for first in range(0, len(call.marks), OUTPUTS_PORTION):
             last = first + OUTPUTS_PORTION - 1
             await self._database.write(partial(storage.empty_outputs, call_id=call_id, first=first, last=last))
@@ -182,8 +184,14 @@ class CallMemory:
             expired = [call_id for call_id in expired if call_id not in self._calls]
             if not expired:
                 return
-            await self._database.write(partial(storage.delete_calls, call_ids=expired))
+            await self._delete_blobs(await self._database.write(partial(storage.delete_calls, call_ids=expired)))
             await asyncio.sleep(0.05)
+
+    async def _delete_blobs(self, blob_ids: list[str]) -> None:
+        """Where this is cut short, they are found later as those that nobody refers to."""
+        for blob_id in blob_ids:
+            if self.delete_blob is not None:
+                await self.delete_blob(blob_id)
 
 
 def _lifetime_s(call: Call) -> float:

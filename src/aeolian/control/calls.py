@@ -11,7 +11,7 @@ for the first: a container may already work while the input is being stored.
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from modal_proto import api_pb2
@@ -100,7 +100,9 @@ class Calls:
             self.open_inputs.begun(call)
         return found
 
-    async def start_sweeping(self) -> None:
+    async def start_sweeping(self, delete_blob: Callable[[str], Awaitable[None]] | None = None) -> None:
+        """Finished calls leave memory, then the database; `delete_blob(id)` is called with each blob that goes too."""
+        self._memory.delete_blob = delete_blob
         self._memory.start_sweeping()
 
     async def close(self) -> None:
@@ -123,8 +125,11 @@ class Calls:
         invocation: Invocation,
         parent_input_id: str = "",
         inputs: Sequence[tuple[int, bytes]] = (),
+        blob_ids: Sequence[str] = (),
     ) -> Call:
         """A new call with its first inputs: (index, serialized FunctionInput). Durable when this returns.
+
+        `blob_ids`: what the inputs refer to, and nobody else does.
 
         Raises NotFound and FailedPrecondition for Functions that take no calls, ResourceExhausted for a full queue.
         """
@@ -145,10 +150,18 @@ class Calls:
         )
         self._memory.keep(call)
         self._journal.writes.calls.append(row_of(call))
+        self._owns_blobs(call, blob_ids)
         await self._take(call, inputs)
         return call
 
-    async def put_inputs(self, function_id: str, call_id: str, caller: Caller, inputs: Sequence[tuple[int, bytes]]):
+    async def put_inputs(
+        self,
+        function_id: str,
+        call_id: str,
+        caller: Caller,
+        inputs: Sequence[tuple[int, bytes]],
+        blob_ids: Sequence[str] = (),
+    ) -> None:
         """More inputs of a map. Those that came before are passed over. Durable when this returns."""
         call = await self.open(call_id, caller)
         if function_id and function_id != call.function_id:
@@ -157,6 +170,7 @@ class Calls:
             raise FailedPrecondition(f"call {call_id} was cancelled: it takes no more inputs")
         self._functions.check_callable(call.function_id, caller)
         self._check_inputs(call.function_id, inputs)
+        self._owns_blobs(call, blob_ids)
         await self._take(call, inputs)
 
     async def retry_inputs(
@@ -278,6 +292,8 @@ class Calls:
         call.mark(item.idx, FINISHED)
         call.last_seq += 1
         seq = call.last_seq
+        if result.data_blob_id:
+            self._owns_blobs(call, [result.data_blob_id])
         self._journal.writes.finish_input(
             {
                 "call_id": call.call_id,
@@ -449,7 +465,7 @@ class Calls:
 
     async def _repeated(self, call_id: str) -> Call | None:
         if (call := self._memory.get(call_id)) is not None:
-            await self._journal.flush()
+            await self._journal.committed(lambda: None)
             return call
         if not self._may_be_repeated:
             return None
@@ -468,6 +484,9 @@ class Calls:
             raise ResourceExhausted(
                 f"Function {function_id} has {waiting:,} unfinished inputs, and {MAX_QUEUED:,} are the limit: try later"
             )
+
+    def _owns_blobs(self, call: Call, blob_ids: Iterable[str]) -> None:
+        self._journal.writes.blobs += [{"call_id": call.call_id, "blob_id": blob_id} for blob_id in blob_ids]
 
     def _parent(self, input_id: str, caller: Caller) -> InputKey | None:
         """The input that makes this call: only containers run some."""

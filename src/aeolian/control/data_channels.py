@@ -114,9 +114,14 @@ class DataChannels:
         calls.open_inputs.when_finished.append(self._call_finished)
 
     async def put(
-        self, call_id: str, direction: Direction, caller: Caller, chunks: Sequence[tuple[int, bytes]]
+        self,
+        call_id: str,
+        direction: Direction,
+        caller: Caller,
+        chunks: Sequence[tuple[int, bytes]],
+        blob_ids: Sequence[str] = (),
     ) -> None:
-        """Store chunks: (index from 1, serialized DataChunk). Only a container that runs the call may send them out.
+        """Store chunks: (index from 1, serialized DataChunk), and the blobs that carry some of them. Only a container that runs the call may send them out.
 
         Raises FailedPrecondition when the call is over for that container.
         """
@@ -142,7 +147,8 @@ class DataChannels:
             {"call_id": call_id, "direction": int(direction), "idx": index, "chunk": chunk} for index, chunk in fresh
         ]
         if rows:
-            await self._database.write(lambda c: storage.put_chunks(c, rows))
+            blobs = [{"call_id": call_id, "blob_id": blob_id} for blob_id in blob_ids]
+            await self._database.write(lambda c: storage.put_chunks(c, rows, blobs))
             for index, chunk in fresh:
                 if index > channel.last_index:
                     channel.put(index, chunk)

@@ -52,6 +52,7 @@ class CallRpcs:
             invocation=_invocation(request.function_call_invocation_type),
             parent_input_id=request.parent_input_id,
             inputs=inputs,
+            blob_ids=_blob_ids(request.pipelined_inputs),
         )
         response = api_pb2.FunctionMapResponse(
             function_call_id=call.call_id,
@@ -68,7 +69,9 @@ class CallRpcs:
         self, request: api_pb2.FunctionPutInputsRequest, caller: Caller
     ) -> api_pb2.FunctionPutInputsResponse:
         inputs = await self._inputs(request.inputs)
-        await self._calls.put_inputs(request.function_id, request.function_call_id, caller, inputs)
+        await self._calls.put_inputs(
+            request.function_id, request.function_call_id, caller, inputs, _blob_ids(request.inputs)
+        )
         return api_pb2.FunctionPutInputsResponse(
             inputs=self._accepted(request.function_call_id, (idx for idx, _ in inputs))
         )
@@ -209,7 +212,8 @@ class CallRpcs:
 
     async def FunctionCallPutDataOut(self, request: api_pb2.FunctionCallPutDataRequest, caller: Caller) -> Empty:
         chunks = [(chunk.index, chunk.SerializeToString()) for chunk in request.data_chunks]
-        await self._channels.put(request.function_call_id, Direction.OUT, caller, chunks)
+        blob_ids = [chunk.data_blob_id for chunk in request.data_chunks if chunk.data_blob_id]
+        await self._channels.put(request.function_call_id, Direction.OUT, caller, chunks, blob_ids)
         return Empty()
 
     async def FunctionCallGetDataOut(
@@ -257,6 +261,10 @@ class CallRpcs:
         except NotFound:
             return "", ""
         return data.function_name, data.module_name
+
+
+def _blob_ids(items: Iterable[api_pb2.FunctionPutInputsItem]) -> list[str]:
+    return [item.input.args_blob_id for item in items if item.input.args_blob_id]
 
 
 def _call_type(number: int) -> CallType:

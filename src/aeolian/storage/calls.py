@@ -83,9 +83,18 @@ chunks = sa.Table(
 )
 """Chunks of generators and web bodies: serialized DataChunk messages. `direction`: 0 in, 1 out."""
 
+blobs = sa.Table(
+    "call_blobs",
+    metadata,
+    sa.Column("call_id", sa.String, nullable=False, index=True),
+    sa.Column("blob_id", sa.String, nullable=False),
+)
+"""Blobs that carry arguments, results or chunks of a call, and go with it. One may be named more than once."""
+
 ASYNC_INVOCATIONS = (2, 3)
 
 _put_call = calls.insert()
+_put_blob = blobs.insert()
 _expire_call = calls.update().where(calls.c.call_id == sa.bindparam("id")).values(expires_at=sa.bindparam("at"))
 _cancel_call = calls.update().where(calls.c.call_id == sa.bindparam("id")).values(is_cancelled=True)
 _put_input = inputs.insert()
@@ -112,6 +121,7 @@ class CallWrites:
     """(retry count, due time)"""
     dropped_outputs: set[tuple[str, int]] = field(default_factory=set)
     outputs: dict[tuple[str, int], dict] = field(default_factory=dict)
+    blobs: list[dict] = field(default_factory=list)
     replies: dict[str, list] = field(default_factory=dict)
     """What requests were answered, by the key of each (`database.kept_reply`)."""
 
@@ -150,6 +160,8 @@ class CallWrites:
 
     def take_back_new(self) -> None:
         """Calls and inputs that were asked for just now are not stored after all."""
+        refused = {row["call_id"] for row in self.calls}
+        self.blobs = [row for row in self.blobs if row["call_id"] not in refused]
         self.calls = []
         self.inputs = {key: row for key, row in self.inputs.items() if key in self.dropped_inputs}
 
@@ -168,6 +180,8 @@ class CallWrites:
             run(_update_input, [{"id": key[0], "n": key[1], "retries": n, "due": at} for key, (n, at) in changed])
         if self.outputs:
             run(_put_output, list(self.outputs.values()))
+        if self.blobs:
+            run(_put_blob, self.blobs)
         if self.cancelled:
             run(_cancel_call, [{"id": call_id} for call_id in self.cancelled])
         for key, reply in self.replies.items():
@@ -352,18 +366,34 @@ def empty_outputs(connection: Connection, call_id: str, first: int, last: int) -
     )
 
 
-def delete_chunks(connection: Connection, call_id: str) -> None:
+def delete_payloads(connection: Connection, call_id: str) -> list[str]:
+    """What a call that is over has streamed. Returns the ids of the blobs that it needs no more."""
     connection.execute(chunks.delete().where(chunks.c.call_id == call_id))
+    return _take_blobs(connection, [call_id])
 
 
-def delete_calls(connection: Connection, call_ids: Iterable[str]) -> None:
+def delete_calls(connection: Connection, call_ids: Iterable[str]) -> list[str]:
+    """Returns the ids of the blobs that go with them."""
+    found = []
     for some in _portions(list(call_ids)):
+        found += _take_blobs(connection, some)
         for table in (inputs, outputs, chunks, calls):
             connection.execute(table.delete().where(table.c.call_id.in_(some)))
+    return found
 
 
-def put_chunks(connection: Connection, rows: list[dict]) -> None:
+def _take_blobs(connection: Connection, call_ids: Sequence[str]) -> list[str]:
+    mine = blobs.c.call_id.in_(call_ids)
+    found = list(connection.execute(sa.select(blobs.c.blob_id).where(mine).distinct()).scalars())
+    if found:
+        connection.execute(blobs.delete().where(mine))
+    return found
+
+
+def put_chunks(connection: Connection, rows: list[dict], blob_rows: list[dict]) -> None:
     """Chunks that are there already stay as they are: a retried generator sends them again."""
+    if blob_rows:
+        connection.execute(_put_blob, blob_rows)
     keys = {(row["call_id"], row["direction"]) for row in rows}
     for call_id, direction in keys:
         mine = {row["idx"]: row for row in rows if (row["call_id"], row["direction"]) == (call_id, direction)}
