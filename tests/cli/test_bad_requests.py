@@ -16,6 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from modal_proto import api_pb2
 from whole_server import METHODS, SomeWorker, WholeServer, whole_server
 
+from aeolian.control import calls, queues
 from aeolian.protocol.errors import BUG
 
 CODES = grpc.StatusCode
@@ -292,7 +293,7 @@ async def test_payloads_that_are_too_large_are_refused_with_their_limit(server, 
     large = a_call(function_id)
     large.pipelined_inputs[0].input.args = bytes(9 << 20)
     reply = await server.call("FunctionMap", large)
-    assert reply.code is CODES.INVALID_ARGUMENT and "8,388,608" in reply.text
+    assert reply.code is CODES.INVALID_ARGUMENT and f"{calls.MAX_PAYLOAD_BYTES:,}" in reply.text
     many = a_call(function_id)
     many.pipelined_inputs.extend([many.pipelined_inputs[0]] * 1001)
     reply = await server.call("FunctionMap", many)
@@ -303,7 +304,7 @@ async def test_payloads_that_are_too_large_are_refused_with_their_limit(server, 
     )
     put = api_pb2.QueuePutRequest(queue_id=queue.message.queue_id, values=[bytes(2 << 20)])
     reply = await server.call("QueuePut", put)
-    assert reply.code is CODES.INVALID_ARGUMENT and "1,048,576" in reply.text
+    assert reply.code is CODES.INVALID_ARGUMENT and f"{queues.MAX_ITEM_BYTES:,}" in reply.text
     assert (await server.call("ClientHello", b"")).code is CODES.OK
 
 
