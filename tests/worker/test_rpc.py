@@ -174,3 +174,14 @@ async def test_what_is_no_rpc_of_the_client_is_not_passed_on(passing):
         await passing.container.unary_unary("/aeolian.Worker/Volumes")(b"")
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert passing.server.metadata == []
+
+
+async def test_the_server_is_told_that_a_request_is_no_first_attempt_any_more(passing):
+    passing.server.hold.clear()
+    asked = asyncio.ensure_future(passing.unary((*KEY, ("x-retry-attempt", "0"))))
+    await passing.server.reached.wait()
+    await passing.server.kill()
+    passing.server.hold.set()
+    await passing.server.start()
+    await asked
+    assert [metadata.get("x-retry-attempt") for metadata in passing.server.metadata] == ["0", None]

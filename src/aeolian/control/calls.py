@@ -135,7 +135,7 @@ class Calls:
         """
         row = self._functions.check_callable(function_id, caller)
         call_id = self._id_for(caller)
-        if (repeated := await self._repeated(call_id)) is not None:
+        if (repeated := await self._repeated(call_id, caller)) is not None:
             return repeated
         self._check_inputs(function_id, inputs)
         call = Call(
@@ -183,7 +183,7 @@ class Calls:
         """
         call = await self.open(call_id, caller)
         once = caller.once("FunctionRetryInputs")
-        if once and self._may_be_repeated and (kept := await self._database.read(lambda c: kept_reply(c, once))):
+        if once and self._may_repeat(caller) and (kept := await self._database.read(lambda c: kept_reply(c, once))):
             return [(idx, retry_count) for idx, retry_count in kept]
         if call.is_cancelled or call.is_dropped:
             raise FailedPrecondition(f"call {call_id} was cancelled: it takes no more inputs")
@@ -458,16 +458,15 @@ class Calls:
         once = caller.once("FunctionMap")
         return content_id("function_call", once.encode()) if once else new_id("function_call")
 
-    @property
-    def _may_be_repeated(self) -> bool:
-        """Whether requests may come that an earlier life of the server has carried out."""
-        return self._clock.monotonic() - self._opened_at <= REPEAT_WINDOW_S
+    def _may_repeat(self, caller: Caller) -> bool:
+        """Whether an earlier life of the server may have carried out this request."""
+        return caller.may_repeat and self._clock.monotonic() - self._opened_at <= REPEAT_WINDOW_S
 
-    async def _repeated(self, call_id: str) -> Call | None:
+    async def _repeated(self, call_id: str, caller: Caller) -> Call | None:
         if (call := self._memory.get(call_id)) is not None:
             await self._journal.committed(lambda: None)
             return call
-        if not self._may_be_repeated:
+        if not self._may_repeat(caller):
             return None
         return await self._memory.find(call_id)
 

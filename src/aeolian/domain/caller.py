@@ -27,6 +27,8 @@ class Caller(msgspec.Struct, frozen=True):
     client_type: int = 1
     idempotency_key: str = ""
     worker_id: str = ""
+    may_repeat: bool = True
+    """This request may have been sent before: its sender says so, or does not say."""
     time_left_s: float | None = None
     """How long the caller still waits for the answer to this request; None: as long as it takes."""
 

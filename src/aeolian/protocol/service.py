@@ -38,6 +38,8 @@ MAX_KEPT_REPLIES = 50_000
 MAX_KEPT_REPLY_BYTES = 256 << 10
 CLOSE_S = 2.0
 FOREVER_S = 1e6
+ATTEMPTS = (("x-retry-attempt", ""), ("x-throttle-retry-attempt", "0"))
+"""How often clients have sent a request before, and what it means when they do not say."""
 
 Authenticate = Callable[[dict[str, Any]], Awaitable[Caller]]
 
@@ -179,7 +181,11 @@ class ModalService(grpc.GenericRpcHandler):
             return Caller(workspace="", idempotency_key=str(metadata.get("x-idempotency-key", "")))
         caller = await self._authenticate(metadata)
         left = context.time_remaining()
-        return msgspec.structs.replace(caller, time_left_s=left) if left is not None and left < FOREVER_S else caller
+        return msgspec.structs.replace(
+            caller,
+            may_repeat=any(metadata.get(name, unsaid) != "0" for name, unsaid in ATTEMPTS),
+            time_left_s=left if left is not None and left < FOREVER_S else None,
+        )
 
 
 def collect(resources: Iterable[object]) -> dict[str, Callable]:

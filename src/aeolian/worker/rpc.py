@@ -33,7 +33,8 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
 ]
-KEPT = ("x-idempotency-key", "x-retry-attempt", "x-modal-client-version", "x-modal-client-type", "x-modal-timestamp")
+ATTEMPT_KEY = "x-retry-attempt"
+KEPT = ("x-idempotency-key", ATTEMPT_KEY, "x-modal-client-version", "x-modal-client-type", "x-modal-timestamp")
 
 M = TypeVar("M", bound=Message)
 Answer = Callable[[bytes, str], Coroutine[Any, Any, bytes]]
@@ -74,6 +75,7 @@ class ContainerService(grpc.GenericRpcHandler):
                     away = error.code() is grpc.StatusCode.UNAVAILABLE
                     if not (away and is_repeatable and loop.time() < until):
                         await _abort_as(context, error)
+                metadata = tuple(pair for pair in metadata if pair[0] != ATTEMPT_KEY)  # not the first any more
                 await asyncio.sleep(REPEAT_S)
 
         return handle
