@@ -109,6 +109,12 @@ async def test_without_its_spare_it_is_started_like_any_other(tmp_path, monkeypa
         assert int(pid) not in (spare, 0)
 
 
+async def test_processes_run_although_they_cannot_be_written_down(tmp_path):
+    async with running([python("server", SLEEP)], tmp_path / "gone") as watch:
+        assert await watch.line() == ("server", "up")
+        assert "cannot be written down" in watch.said[0]
+
+
 async def test_processes_are_stopped_in_reverse_order_and_none_is_left(tmp_path):
     code = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (print('bye', flush=True), sys.exit()));"
