@@ -30,6 +30,19 @@ def test_upgrading_a_current_database_changes_nothing(url):
     migrate.upgrade(url)
 
 
+def test_a_database_of_the_first_version_gets_what_came_later(url):
+    migrate.upgrade(url)
+    engine = make_engine(migrate.normalized(url))
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE call_blobs"))
+        connection.execute(sa.text("DROP INDEX outputs_in_order"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+    migrate.upgrade(url)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
 def test_a_database_of_a_newer_version_is_refused(tmp_path):
     url = f"sqlite:///{tmp_path / 'x.db'}"
     migrate.upgrade(url)
