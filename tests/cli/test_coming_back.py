@@ -168,6 +168,22 @@ async def test_the_end_of_a_container_is_heard_by_the_next_server_with_its_reaso
         assert (await server.services.containers.history(task_id)).exit_code == 7
 
 
+async def test_a_container_that_is_starting_when_the_server_is_killed_goes_on_and_gets_the_input(data_dir):
+    async with whole_server(data_dir) as server:
+        worker = await server.worker()
+        _, function_id = await server.deploy()
+        call_id = await spawn(server, function_id)
+        task_id = await worker.started(runs=False)
+    async with whole_server(data_dir) as server:
+        worker = SomeWorker(server, "wo-test")
+        await worker.connect([report(task_id, function_id, state="starting")])
+        worker.send(ContainerChanged(task_id, ContainerState.RUNNING.value, 2.0))
+        [held] = (await worker.given(task_id)).held
+        worker.send(output(task_id, 1, held.input_id))
+        assert len(await outputs(server, call_id)) == 1
+        assert not [command for command in worker.commands if isinstance(command, StartContainer)]
+
+
 async def test_a_stopped_app_is_stopped_by_the_next_server_too(data_dir):
     async with whole_server(data_dir) as server:
         worker = await server.worker()

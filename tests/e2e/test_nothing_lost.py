@@ -14,6 +14,18 @@ import psutil
 import pytest
 from faults import PARTS, client, eventually, kill, kill_everything, kill_part, left_of
 
+
+@pytest.fixture(autouse=True)
+def no_bugs(aeolian):
+    """Whatever was killed, nothing of ours has failed."""
+    logs = [aeolian.data_dir / "logs" / f"{name}.log" for name in ("front", "server", "worker")]
+    sizes = [log.stat().st_size if log.exists() else 0 for log in logs]
+    yield
+    for log, size in zip(logs, sizes, strict=True):
+        said = log.read_bytes()[size:].decode(errors="replace")
+        assert "Traceback" not in said, said[-5000:]
+
+
 MAP = """
     import sys
     import time
