@@ -59,6 +59,7 @@ class Autoscaling:
                 except Exception:
                     log.exception("the pool of %s could not be scaled", function_id)
                     due = now + IDLE_TICK_S
+                pool.is_watched = due is not None
                 if due is not None:
                     self._due[function_id] = due
 

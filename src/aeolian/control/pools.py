@@ -50,6 +50,8 @@ class Pool:
         """No container is started before this time."""
         self.is_denied = False
         """It wants more containers than have found a place."""
+        self.is_watched = False
+        """The autoscaler will look at it by itself, in time for what is idle now."""
         self.is_retired = False
         self.used_at = 0.0
         self.lingering: asyncio.TimerHandle | None = None
@@ -368,6 +370,8 @@ class Pools:
         if container.want is not None and not container.held and container.state is ContainerState.RUNNING:
             if not container.idle_since:
                 container.idle_since = self._clock.monotonic()
-                self.unsettle(container.function_id)
+                pool = self._pools.get(container.function_id)
+                if pool is not None and not pool.is_watched:
+                    self.unsettle(pool.function_id)
         else:
             container.idle_since = 0.0
