@@ -12,7 +12,7 @@ import pytest
 from modal_proto import api_pb2
 from whole_server import SomeWorker, WholeServer, whole_server
 
-from aeolian.control import containers
+from aeolian.control import containers, recovery
 from aeolian.domain.containers import ContainerState, ExitStatus
 from aeolian.domain.link import (
     AckExit,
@@ -371,7 +371,7 @@ async def test_lines_that_were_not_acknowledged_are_stored_once_by_the_next_serv
 
 
 async def test_inputs_of_a_worker_that_stays_away_run_elsewhere(server, monkeypatch):
-    monkeypatch.setattr(containers, "WORKER_AWAY_S", 0.1)
+    monkeypatch.setattr(recovery, "WORKER_AWAY_S", 0.1)
     worker = await server.worker("wo-1")
     _, call_id, _, input_id = await running(server, worker)
     other = await server.worker("wo-2")
@@ -385,7 +385,7 @@ async def test_inputs_of_a_worker_that_stays_away_run_elsewhere(server, monkeypa
 
 
 async def test_the_output_of_a_worker_that_was_given_up_counts_if_it_is_the_first(server, monkeypatch):
-    monkeypatch.setattr(containers, "WORKER_AWAY_S", 0.1)
+    monkeypatch.setattr(recovery, "WORKER_AWAY_S", 0.1)
     late = await server.worker("wo-1")
     function_id, call_id, late_task, input_id = await running(server, late)
     other = await server.worker("wo-2")
@@ -404,7 +404,7 @@ async def test_the_output_of_a_worker_that_was_given_up_counts_if_it_is_the_firs
 async def test_after_a_restart_inputs_wait_only_so_long_for_the_worker_that_had_them(data_dir, monkeypatch):
     async with whole_server(data_dir) as server:
         _, _, _, input_id = await running(server, await server.worker("wo-1"))
-    monkeypatch.setattr(containers, "RECOVERY_S", 0.2)
+    monkeypatch.setattr(recovery, "RECOVERY_S", 0.2)
     async with whole_server(data_dir) as server:
         other = await server.worker("wo-2")
         task_id = await other.started()

@@ -16,6 +16,7 @@ from aeolian.control.blobs import Blobs
 from aeolian.control.call_history import CallHistory
 from aeolian.control.calls import Calls
 from aeolian.control.classes import Classes
+from aeolian.control.container_history import ContainerHistory
 from aeolian.control.container_specs import ContainerSpecs
 from aeolian.control.containers import Containers
 from aeolian.control.data_channels import DataChannels
@@ -32,6 +33,7 @@ from aeolian.control.logs import AppLogs
 from aeolian.control.mounts import Mounts
 from aeolian.control.pools import Pools
 from aeolian.control.queues import Queues
+from aeolian.control.recovery import Recovery
 from aeolian.control.secrets import Secrets
 from aeolian.control.signed_urls import SignedUrls, load_key
 from aeolian.control.tokens import Tokens
@@ -128,8 +130,9 @@ class Services:
             self.logs,
         )
         specs = ContainerSpecs(self.functions, self.mounts, self.secrets, self.images, workspace=settings.workspace)
+        self.history = ContainerHistory(database, clock)
         self.containers = Containers(
-            database,
+            self.history,
             clock,
             self.apps,
             self.functions,
@@ -139,6 +142,7 @@ class Services:
             specs,
             self.logs,
         )
+        self.recovery = Recovery(self.containers, self.calls, self.pools, self.workers)
         self.autoscaling = Autoscaling(clock, self.functions, self.pools, self.containers)
         self.classes = Classes(database, clock, self.apps, self.functions)
         dependencies = Dependencies(
@@ -165,6 +169,7 @@ class Services:
         self.gateway = Gateway([route for group in routes for route in group.routes()])
         self.links = WorkerLinks(
             self._token,
+            self.recovery,
             self.containers,
             self.pools,
             self.calls,
@@ -220,8 +225,11 @@ class Services:
         stack.push_async_callback(self.blobs.close)
         stack.push_async_callback(self.calls.close)
         await self.images.load()
-        await self.containers.load()
+        self.history.open()
+        stack.push_async_callback(self.history.close)
+        await self.recovery.load()
         stack.push_async_callback(self.containers.close)
+        stack.callback(self.recovery.close)
         await self.images.open()
         stack.push_async_callback(self.images.close)
         await self.calls.start_sweeping(self.blobs.delete)

@@ -1,21 +1,20 @@
 """Containers: started where the scheduler says, watched, and ended; what they held when they end is queued again.
 
-The worker owns the processes. The server knows of them by what the worker reports, and takes up its knowledge again
-when either of the two has started anew: a container outlives the server, but not its worker.
+The worker owns the processes. The server knows of them by what the worker reports: a container outlives the server,
+but not its worker (`recovery`).
 """
 
 import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence, Set
-from typing import NamedTuple
 
-import msgspec
 from modal_proto import api_pb2
 
 from aeolian.control import scheduler
 from aeolian.control.apps import Apps
 from aeolian.control.calls import Calls
+from aeolian.control.container_history import ContainerHistory, FinishedContainer
 from aeolian.control.container_specs import ContainerSpecs
 from aeolian.control.container_state import Container, Want
 from aeolian.control.functions import Functions
@@ -24,30 +23,20 @@ from aeolian.control.pools import Pool, Pools
 from aeolian.control.workers import Worker, Workers
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
-from aeolian.domain.containers import ContainerSpec, ContainerState, ExitStatus, HookTiming, Resources
+from aeolian.domain.containers import ContainerSpec, ContainerState, ExitStatus
 from aeolian.domain.errors import AeolianError, NotFound, PermissionDenied, Unavailable
 from aeolian.domain.functions import PoolSettings
 from aeolian.domain.ids import new_id
 from aeolian.domain.link import (
-    CancelInputs,
     ContainerChanged,
-    ContainerReport,
-    Hello,
     PrepareImage,
     StartContainer,
     StopContainer,
     WantInputs,
-    Welcome,
 )
-from aeolian.storage import containers as storage
-from aeolian.storage.database import Database
 
 log = logging.getLogger(__name__)
 
-WORKER_AWAY_S = 10.0
-"""A worker that is away for longer has lost its containers."""
-RECOVERY_S = 8.0
-"""After a start of the server: how long recovered inputs wait for the workers that may hold them."""
 MAX_START_FAILURES = 3
 BACKOFF_S = 2.0
 MAX_BACKOFF_S = 60.0
@@ -55,23 +44,6 @@ STOP_WAIT_S = 45.0
 MAX_PREPARED = 4
 """Kinds of containers that a worker is told to be ready for at once."""
 MAX_ENDED_LATELY = 1000
-HISTORY_S = 7 * 24 * 3600.0
-SWEEP_S = 300.0
-
-Fail = api_pb2.GenericResult
-
-
-class FinishedContainer(NamedTuple):
-    """One that has ended, from the history."""
-
-    task_id: str
-    app_id: str
-    function_id: str
-    enqueued_at: float
-    started_at: float
-    finished_at: float
-    exit_code: int
-    reason: str
 
 
 class Containers:
@@ -79,7 +51,7 @@ class Containers:
 
     def __init__(
         self,
-        database: Database,
+        history: ContainerHistory,
         clock: Clock,
         apps: Apps,
         functions: Functions,
@@ -91,7 +63,7 @@ class Containers:
     ):
         self.when_ended: list[Callable[[Container], None]] = []
         """Called with each container that is gone."""
-        self._database = database
+        self._history = history
         self._clock = clock
         self._apps = apps
         self._functions = functions
@@ -103,8 +75,6 @@ class Containers:
         self._containers: dict[str, Container] = {}
         self._ended_lately: OrderedDict[str, Container] = OrderedDict()
         self._gone: dict[str, asyncio.Event] = {}
-        self._recovered: list = []
-        self._lost_timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task] = set()
         self._is_closed = False
         apps.when_stopped.append(self._forget_app)
@@ -112,37 +82,16 @@ class Containers:
     # ---- life of the service ----------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Take up what ran before: containers and unfinished inputs wait a moment for their workers."""
-        for row in await self._database.read(storage.unfinished):
-            container = Container(
-                row.task_id,
-                app_id=row.app_id,
-                function_id=row.function_id,
-                revision=row.revision,
-                environment_name=row.environment_name,
-                worker_id=row.worker_id,
-                image_id=row.image_id,
-                sdk_version=row.sdk_version,
-                resources=msgspec.msgpack.decode(row.resources, type=Resources),
-                enqueued_at=row.enqueued_at,
-            )
-            if self._functions.has(row.function_id):
-                container.max_inputs = self._functions.pool_settings(row.function_id).max_inputs
-            container.started_at, container.is_sent = row.started_at, True
-            self._containers[row.task_id] = container
+        """Know again what may still run. Their workers tell of them (`recovery`)."""
+        for container in await self._history.unfinished():
+            if (settings := self._settings(container.function_id)) is not None:
+                container.max_inputs = settings.max_inputs
+            self._containers[container.task_id] = container
             self._pools.add(container)
-        self._recovered = await self._calls.load()
-        loop = asyncio.get_running_loop()
-        for worker_id in {container.worker_id for container in self._containers.values()}:
-            self._lost_timers[worker_id] = loop.call_later(RECOVERY_S, self._worker_lost, worker_id)
-        loop.call_later(RECOVERY_S if self._containers else 0.0, self._queue_recovered)
-        self._behind(self._sweep_loop())
 
     async def close(self) -> None:
         self._is_closed = True
         await self._pools.close()
-        for timer in self._lost_timers.values():
-            timer.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -194,32 +143,10 @@ class Containers:
         self._send_start(container, spec)
 
     def _send_start(self, container: Container, spec: ContainerSpec) -> None:
-        # The worker may start before this row is durable: a container that the next server does not know is ended.
-        self._database.append_nowait(
-            storage.insert,
-            [
-                {
-                    "task_id": container.task_id,
-                    "app_id": container.app_id,
-                    "function_id": container.function_id,
-                    "revision": container.revision,
-                    "environment_name": container.environment_name,
-                    "worker_id": container.worker_id,
-                    "image_id": container.image_id,
-                    "sdk_version": container.sdk_version,
-                    "resources": msgspec.msgpack.encode(container.resources),
-                    "enqueued_at": container.enqueued_at,
-                    "started_at": 0.0,
-                    "finished_at": 0.0,
-                    "exit_code": 0,
-                    "reason": "",
-                    "hooks": b"",
-                }
-            ],
-        ).add_done_callback(_ignore)
+        self._history.begin(container)
         worker = self._workers.get(container.worker_id)
         if worker is None or not worker.is_connected or worker.is_leaving:
-            self._lost(container, "its worker went away before the start")
+            self.lost(container, "its worker went away before the start")
             return
         container.is_sent = True
         worker.send(StartContainer(spec))
@@ -278,100 +205,6 @@ class Containers:
 
     # ---- what workers report ----------------------------------------------------------------------------
 
-    def worker_connected(self, worker: Worker, hello: Hello) -> None:
-        """A worker dialled in: compare what it holds with what we know."""
-        self._workers.connected(worker)
-        if (timer := self._lost_timers.pop(worker.worker_id, None)) is not None:
-            timer.cancel()
-        reported = {report.task_id: report for report in hello.containers}
-        unknown = [
-            task_id
-            for task_id in reported
-            if task_id not in self._containers or self._containers[task_id].worker_id != worker.worker_id
-        ]
-        worker.send(Welcome(tuple(unknown)))
-        for container in [c for c in self._containers.values() if c.worker_id == worker.worker_id]:
-            report = reported.get(container.task_id)
-            if report is not None:
-                self._reconcile(worker, container, report)
-            elif container.state is not ContainerState.PENDING or container.started_at:
-                self._lost(container, "its worker started anew")
-            elif container.is_sent:
-                self._lost(container, "its worker never heard of it")
-        if worker.is_leaving:
-            self.worker_leaving(worker)
-        if self._recovered and not self._lost_timers:
-            self._queue_recovered()
-        for pool in self._pools.all():
-            self._pools.unsettle(pool.function_id)
-        latest = sorted(self._apps.living_apps(), key=lambda app: app.deployed_at, reverse=True)
-        self._prepare(worker, [app.app_id for app in latest])
-
-    def _reconcile(self, worker: Worker, container: Container, report: ContainerReport) -> None:
-        state = ContainerState(report.state)
-        if state is ContainerState.RUNNING and not container.started_at:
-            self._running(container, self._clock.now())
-        elif state is not ContainerState.EXITED:  # its outputs come first, then the end itself
-            if state is ContainerState.RUNNING:
-                container.move_to(ContainerState.STARTING)
-            container.move_to(state)
-        container.num_given = report.num_given
-        container.is_last = bool(container.max_inputs) and container.num_given >= container.max_inputs
-        before = {key: item for key, item in container.held.items() if not item.finished}
-        container.held = {}
-        abandoned = []
-        for held in report.held:
-            item = self._calls.unfinished_input(held.input_id)
-            if item is None or item.retry_count != held.retry_count or item.task_id not in ("", container.task_id):
-                abandoned.append(held.input_id)
-                continue
-            before.pop(item.key, None)
-            self._pools.hold(container, item)
-        if abandoned:
-            worker.send(CancelInputs(container.task_id, tuple(abandoned)))
-        self._calls.queue_again(before.values())  # assigned by us, but never received there
-        container.want = None
-        if container.stop is not None:
-            worker.send(container.stop)
-        elif state in (ContainerState.STOPPING, ContainerState.EXITED):
-            return
-        elif not self._is_current(container):
-            self.stop_container(container, drain=True, reason="a newer version is deployed")
-        elif report.wants is not None:
-            self.wants_inputs(report.wants)
-
-    def worker_leaving(self, worker: Worker) -> None:
-        """It shuts down, and tells its containers so itself."""
-        worker.is_leaving = True
-        for container in self._containers.values():
-            if container.worker_id == worker.worker_id:
-                container.stop = container.stop or StopContainer(container.task_id, drain=True)
-                container.want, container.idle_since = None, 0.0
-                if container.is_sent:
-                    container.move_to(ContainerState.STOPPING)
-                self._pools.unsettle(container.function_id)
-
-    def worker_disconnected(self, worker: Worker) -> None:
-        if not self._workers.disconnected(worker) or self._is_closed:
-            return
-        log.warning("worker %s went away; its containers are given up in %.0f s", worker.worker_id, WORKER_AWAY_S)
-        loop = asyncio.get_running_loop()
-        self._lost_timers[worker.worker_id] = loop.call_later(WORKER_AWAY_S, self._worker_lost, worker.worker_id)
-
-    def _worker_lost(self, worker_id: str) -> None:
-        self._lost_timers.pop(worker_id, None)
-        worker = self._workers.get(worker_id)
-        if worker is not None and worker.is_connected:
-            return
-        self._workers.remove(worker_id)
-        for container in [c for c in self._containers.values() if c.worker_id == worker_id]:
-            self._lost(container, "its worker went away")
-
-    def _queue_recovered(self) -> None:
-        """Inputs that no container holds after a restart are queued."""
-        recovered, self._recovered = self._recovered, []
-        self._calls.enqueue_when_due([item for item in recovered if not item.finished and not item.task_id])
-
     def container_changed(self, event: ContainerChanged) -> None:
         container = self._containers.get(event.task_id)
         if container is None:
@@ -383,11 +216,13 @@ class Containers:
             self._ended(container, event.exit or ExitStatus(exit_code=0), event.task_result)
             return
         if state is ContainerState.RUNNING and not container.started_at:
-            self._running(container, event.at)
+            self.began_to_run(container, event.at)
         elif container.move_to(state):
             self._tell(container)
 
-    def _running(self, container: Container, at: float) -> None:
+    def began_to_run(self, container: Container, at: float | None = None) -> None:
+        """It has asked for inputs: at this time, or not later than now."""
+        at = self._clock.now() if at is None else at
         container.move_to(ContainerState.STARTING)
         container.move_to(ContainerState.RUNNING)
         container.started_at = at
@@ -396,8 +231,7 @@ class Containers:
             pool.num_failed_starts, pool.not_before = 0, 0.0
             took = max(0.0, at - container.enqueued_at)
             pool.start_s += 0.5 * (took - pool.start_s)
-        task_id, hooks = container.task_id, msgspec.msgpack.encode(container.hooks)
-        self._write_behind(lambda c: storage.update(c, task_id, started_at=at, hooks=hooks))
+        self._history.running(container)
         self._tell(container)
 
     def wants_inputs(self, event: WantInputs) -> None:
@@ -405,10 +239,10 @@ class Containers:
         if container is None:
             return
         if not container.started_at:
-            self._running(container, self._clock.now())
+            self.began_to_run(container)
         self._pools.wants(container, Want(event.seq, event.max_items, event.linger_ms))
 
-    def _lost(self, container: Container, reason: str) -> None:
+    def lost(self, container: Container, reason: str) -> None:
         """The container is gone with its worker: that says nothing of the container itself."""
         self._ended(container, ExitStatus(exit_code=0, reason=reason), b"", is_lost=True)
 
@@ -422,13 +256,9 @@ class Containers:
         was_stopping, never_ran = container.stop is not None, not container.started_at
         container.state = ContainerState.EXITED
         held = self._pools.drop(container)
-        task_id, now = container.task_id, self._clock.now()
-        reason = exit.reason or (container.stop.reason if container.stop else "")
-        self._write_behind(
-            lambda c: storage.update(c, task_id, finished_at=now, exit_code=exit.exit_code, reason=reason)
-        )
+        self._history.end(container, exit, exit.reason or (container.stop.reason if container.stop else ""))
         pool = self._pools.get(container.function_id)
-        if pool is not None and never_ran and not was_stopping and not is_lost and self._is_current(container):
+        if pool is not None and never_ran and not was_stopping and not is_lost and self.is_current(container):
             self._start_failed(pool, container, exit, task_result)
         for other in self._pools.all():
             if other.is_denied:
@@ -494,7 +324,7 @@ class Containers:
         self.stop_container(container, graceful=graceful, drain=caller.is_container, reason="it was stopped on request")
 
     async def stop_app(self, app_id: str, *, graceful: bool) -> None:
-        self._calls.cancel_app(app_id, f"App {app_id} was stopped")
+        await self._calls.cancel_app(app_id, f"App {app_id} was stopped")
         ending = [container for container in self._containers.values() if container.app_id == app_id]
         events = []
         for container in ending:
@@ -522,10 +352,15 @@ class Containers:
                 pool.num_failed_starts, pool.not_before, pool.is_retired = 0, 0.0, False
                 self._pools.unsettle(function_id)
         for container in [c for c in self._containers.values() if c.app_id == app_id]:
-            if not self._is_current(container):
+            if not self.is_current(container):
                 self.stop_container(container, drain=True, reason="a newer version is deployed")
         for worker in self._workers.available():
             self._prepare(worker, [app_id])
+
+    def prepare(self, worker: Worker) -> None:
+        """Let a worker that has come be ready for containers of the Apps deployed last."""
+        latest = sorted(self._apps.living_apps(), key=lambda app: app.deployed_at, reverse=True)
+        self._prepare(worker, [app.app_id for app in latest])
 
     def _prepare(self, worker: Worker, app_ids: Iterable[str]) -> None:
         """Let the worker be ready for containers of these apps."""
@@ -586,20 +421,11 @@ class Containers:
     def running(self) -> list[Container]:
         return list(self._containers.values())
 
+    def of_worker(self, worker_id: str) -> list[Container]:
+        return [container for container in self._containers.values() if container.worker_id == worker_id]
+
     async def history(self, task_id: str) -> FinishedContainer | None:
-        row = await self._database.read(lambda c: storage.get(c, task_id))
-        if row is None:
-            return None
-        return FinishedContainer(
-            row.task_id,
-            row.app_id,
-            row.function_id,
-            row.enqueued_at,
-            row.started_at,
-            row.finished_at,
-            row.exit_code,
-            row.reason,
-        )
+        return await self._history.find(task_id)
 
     async def app_of_task(self, task_id: str) -> str | None:
         if (container := self.get_lately(task_id)) is not None:
@@ -615,7 +441,8 @@ class Containers:
         except AeolianError:
             return None
 
-    def _is_current(self, container: Container) -> bool:
+    def is_current(self, container: Container) -> bool:
+        """Whether it runs what is deployed now."""
         settings = self._settings(container.function_id)
         return settings is not None and settings.revision == container.revision
 
@@ -628,15 +455,6 @@ class Containers:
         state = _TASK_STATES[container.state]
         self._logs.task_changed(container.app_id, container.task_id, container.function_id, state)
 
-    def _write_behind(self, fn) -> None:
-        async def write() -> None:
-            try:
-                await self._database.write(fn)
-            except AeolianError as error:
-                log.warning("the history of a container could not be stored: %s", error)
-
-        self._behind(write())
-
     def _behind(self, work) -> None:
         if self._is_closed:
             work.close()
@@ -644,12 +462,6 @@ class Containers:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _sweep_loop(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            horizon = self._clock.now() - HISTORY_S
-            self._write_behind(lambda c, at=horizon: storage.delete_finished_before(c, at))
 
 
 _TASK_STATES = {
@@ -671,12 +483,3 @@ def explain(task_id: str, exit: ExitStatus, did: str = "") -> str:
     if exit.exit_code < 0:
         return f"{subject} was killed by signal {-exit.exit_code}"
     return f"{subject} ended by itself with exit code {exit.exit_code} (the App's logs show its last lines)"
-
-
-def hook_timings(hooks: Sequence[HookTiming]) -> str:
-    return ", ".join(f"{hook.name} {hook.seconds * 1000:.0f} ms" for hook in hooks)
-
-
-def _ignore(future: asyncio.Future) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.warning("a container's start could not be recorded: %s", error)

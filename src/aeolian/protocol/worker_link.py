@@ -19,6 +19,7 @@ from aeolian.control.calls import Calls
 from aeolian.control.containers import Containers
 from aeolian.control.logs import AppLogs
 from aeolian.control.pools import Pools
+from aeolian.control.recovery import Recovery
 from aeolian.control.workers import Worker, Workers
 from aeolian.domain.caller import Caller
 from aeolian.domain.containers import ContainerState
@@ -78,6 +79,7 @@ class WorkerLinks:
     def __init__(
         self,
         token: str,
+        recovery: Recovery,
         containers: Containers,
         pools: Pools,
         calls: Calls,
@@ -87,6 +89,7 @@ class WorkerLinks:
         on_worker: Callable[[Worker], None],
     ):
         self._token = token
+        self._recovery = recovery
         self._containers = containers
         self._pools = pools
         self._calls = calls
@@ -156,7 +159,7 @@ class _WorkerLink:
         self._owner._links.discard(self)
         self._owner.behind(self._logs.close())
         if self._worker is not None:
-            self._owner._containers.worker_disconnected(self._worker)
+            self._owner._recovery.worker_disconnected(self._worker)
 
     def _frame(self, frame: bytes) -> None:
         self._heard_at = self._loop.time()
@@ -188,11 +191,11 @@ class _WorkerLink:
                     self._worker.image_ids.add(event.image_id)
             case Hello():
                 self._worker = Worker(event, self.link.send)
-                owner._containers.worker_connected(self._worker, event)
+                owner._recovery.worker_connected(self._worker, event)
                 owner._on_worker(self._worker)
             case Leaving():
                 if self._worker is not None:
-                    owner._containers.worker_leaving(self._worker)
+                    owner._recovery.worker_leaving(self._worker)
             case Heartbeat():
                 pass
 
