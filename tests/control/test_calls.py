@@ -20,6 +20,7 @@ from some_cluster import (
 from virtual_time import settle, virtually
 
 from aeolian.control import call_memory, call_outputs
+from aeolian.control import calls as calls_module
 from aeolian.domain.calls import MAX_CRASHES, MAX_LOSSES, CallType, Invocation
 from aeolian.domain.containers import ExitStatus
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfSpace, PayloadTooLarge
@@ -285,6 +286,44 @@ def test_a_cancelled_call_has_an_output_for_each_input_and_frees_its_containers(
             assert container.given() == [input_id(call, 0), input_id(call, 1)]
             with pytest.raises(FailedPrecondition):
                 await cluster.calls.put_inputs("fu-1", call.call_id, ME, [(3, payload(3))])
+
+    virtually(scenario())
+
+
+def test_a_large_call_is_cancelled_piece_by_piece_and_nothing_of_it_runs_meanwhile(monkeypatch):
+    monkeypatch.setattr(calls_module, "SLICE", 3)
+
+    async def scenario():
+        async with Cluster() as cluster:
+            call = await cluster.spawn(20)
+            other = await cluster.spawn()
+            await cluster.calls.cancel(call.call_id, ME, terminate=False)
+            container = cluster.container()
+            assert container.given() == [input_id(other)]
+            await settle()
+            assert await cluster.statuses(call, timeout_s=10, between=(0, 30)) == [TERMINATED] * 20
+            assert cluster.pools.num_unfinished("fu-1") == 1
+
+    virtually(scenario())
+
+
+def test_a_cancellation_that_a_restart_cut_short_is_completed(monkeypatch):
+    monkeypatch.setattr(calls_module, "SLICE", 3)
+
+    async def scenario():
+        async with Cluster() as cluster:
+            call = await cluster.spawn(20)
+            cancelling = asyncio.ensure_future(cluster.calls.cancel(call.call_id, ME, terminate=False))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            engine = cluster.database.engine
+        await asyncio.gather(cancelling, return_exceptions=True)
+        async with Cluster(engine) as cluster:
+            await settle()
+            cluster.calls.enqueue_when_due([item for item in cluster.recovered if not item.finished])
+            assert cluster.container().given() == []
+            await asyncio.sleep(1)
+            assert await cluster.statuses(call, between=(0, 30)) == [TERMINATED] * 20
 
     virtually(scenario())
 

@@ -8,6 +8,7 @@ for the first: a container may already work while the input is being stored.
                       ^--- container_lost, retries ---/
 """
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -51,6 +52,8 @@ MAX_QUEUED = 1_000_000
 """Unfinished inputs of one Function."""
 REPEAT_WINDOW_S = 180.0
 """How long after a start a request may repeat one that the predecessor carried out."""
+SLICE = 500
+"""How many inputs are ended at a stretch."""
 CLOSE_S = 5.0
 
 
@@ -84,6 +87,8 @@ class Calls:
         self._outputs = CallOutputs(database, clock)
         self.open_inputs = OpenInputs(database, clock, self._journal, self._memory, queue)
         self._retries = InputRetries(clock, functions, self._journal, queue)
+        self._finishing: set[asyncio.Task] = set()
+        """What ends the queued inputs of large calls that were cancelled."""
         self._opened_at = 0.0
 
     # ---- life of the service ----------------------------------------------------------------------------
@@ -98,6 +103,8 @@ class Calls:
             found.append(self.open_inputs.open(call, row.idx, None, row))
         for call in self._memory:
             self.open_inputs.begun(call)
+            if call.is_cancelled:
+                self._cancel(call, f"call {call.call_id} was cancelled", terminate=False)
         return found
 
     async def start_sweeping(self, delete_blob: Callable[[str], Awaitable[None]] | None = None) -> None:
@@ -108,6 +115,9 @@ class Calls:
     async def close(self) -> None:
         """Commit what is on its way. Those who wait for outputs are woken."""
         self._retries.close()
+        for task in list(self._finishing):
+            task.cancel()
+        await asyncio.gather(*self._finishing, return_exceptions=True)
         await self._memory.close()
         await self.open_inputs.close()
         await self._journal.close(CLOSE_S)
@@ -353,26 +363,39 @@ class Calls:
         self._cancel(call, f"call {call_id} was cancelled{why}", terminate=terminate)
         await self._journal.committed(None)
 
-    def cancel_app(self, app_id: str, reason: str) -> None:
+    async def cancel_app(self, app_id: str, reason: str) -> None:
         """End all calls of an app that comes to its end."""
-        for call in [call for call in self._memory if call.app_id == app_id and call.inputs]:
-            self._cancel(call, reason, terminate=False)
-
-    def cancel_function(self, function_id: str, reason: str) -> None:
-        for call in [call for call in self._memory if call.function_id == function_id and call.inputs]:
-            self._cancel(call, reason, terminate=False)
+        for number, call in enumerate(self._memory):
+            if call.app_id == app_id and call.inputs:
+                self._cancel(call, reason, terminate=False)
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
 
     def _cancel(self, call: Call, reason: str, *, terminate: bool) -> None:
         if not call.is_cancelled:
             call.is_cancelled = True
             self._journal.writes.cancelled.append(call.call_id)
-        unfinished = list(call.inputs.values())
-        self._queue.cancel_running([item for item in unfinished if item.task_id], terminate=terminate)
+        running = [item for item in call.inputs.values() if item.task_id]
+        self._queue.cancel_running(running, terminate=terminate)
         self._cancel_children(call, reason, terminate=terminate)
         result = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_TERMINATED, exception=reason)
-        for item in unfinished:
+        for item in running:
             self.finish(item, result)
+        queued = list(call.inputs.values())
+        for item in queued[:SLICE]:
+            self.finish(item, result)
+        if len(queued) > SLICE:
+            task = asyncio.create_task(self._finish_all(queued[SLICE:], result))
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
         call.wake()
+
+    async def _finish_all(self, items: Sequence[Input], result: api_pb2.GenericResult) -> None:
+        """Some at a time: a call may have a million inputs, and the others go on."""
+        for number, item in enumerate(items):
+            self.finish(item, result)
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
 
     def _cancel_children(self, call: Call, reason: str, *, idx: int | None = None, terminate: bool = False) -> None:
         """What this call, or one input of it, has called and will not wait for any more."""

@@ -67,10 +67,14 @@ class Pool:
     def head(self) -> Input | None:
         """The next input to run; finished ones before it are dropped."""
         while self.queue:
-            if self.queue[0].is_queued:
-                return self.queue[0]
+            first = self.queue[0]
+            if first.is_queued and not first.call.is_cancelled:
+                return first
             self.queue.popleft()
-            self.num_removed -= 1
+            if first.is_queued:
+                first.is_queued = False  # its call is being cancelled
+            else:
+                self.num_removed -= 1
         return None
 
     def pop(self, count: int) -> list[Input]:
