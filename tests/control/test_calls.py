@@ -59,6 +59,25 @@ def test_who_waits_is_woken_by_the_output():
     virtually(scenario())
 
 
+def test_an_output_that_is_stored_while_somebody_looks_for_it_is_found():
+    async def scenario():
+        async with Cluster() as cluster:
+            call, container = await cluster.spawn(), cluster.container()
+            read = cluster.database.read
+
+            async def read_slowly(fn):
+                rows = await read(fn)
+                await settle()  # meanwhile it is committed
+                return rows
+
+            cluster.database.read = read_slowly
+            message = api_pb2.FunctionPutOutputsItem(input_id=input_id(call), result={"status": SUCCESS})
+            cluster.calls.output_received(container.task_id, message, lambda: None)
+            assert await cluster.statuses(call, timeout_s=0.0, between=(0, 0)) == [SUCCESS]
+
+    virtually(scenario())
+
+
 def test_a_poll_without_an_output_ends_at_its_time():
     async def scenario():
         async with Cluster() as cluster:

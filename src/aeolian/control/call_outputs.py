@@ -66,7 +66,10 @@ class CallOutputs:
             seen = call.num_changes
             outputs = await look()
             left_s = deadline - self._clock.monotonic()
-            if outputs or left_s <= 0 or call.is_dropped or not may_come():
+            if outputs or call.is_dropped:
+                return outputs, left_s
+            is_over = left_s <= 0 or not may_come()
+            if is_over and (may_come() or call.num_changes == seen):  # else the last one came while it was looked for
                 return outputs, left_s
             with waiting():
                 await call.changed(seen, left_s)
