@@ -12,10 +12,10 @@ from pathlib import Path
 import grpc
 import uvloop
 
+from aeolian.cli.exit_status import errors_end_the_process
 from aeolian.cli.front import raise_file_limit
 from aeolian.cli.services import Services
 from aeolian.cli.settings import Settings, load
-from aeolian.domain.errors import AeolianError, FailedPrecondition, InvalidArgument
 from aeolian.protocol.service import ModalService
 from aeolian.storage import migrate
 
@@ -75,16 +75,10 @@ def main() -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     raise_file_limit()
-    try:
+    with errors_end_the_process():
         migrate.upgrade(settings.database)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
-    except (InvalidArgument, FailedPrecondition) as error:
-        print(error.message, file=sys.stderr)
-        sys.exit(os.EX_CONFIG)  # the supervisor does not try again
-    except AeolianError as error:
-        print(error.message, file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

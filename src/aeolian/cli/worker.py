@@ -8,15 +8,15 @@ import logging
 import os
 import secrets
 import signal
-import sys
 import time
 from pathlib import Path
 
 import uvloop
 
+from aeolian.cli.exit_status import errors_end_the_process
 from aeolian.cli.front import raise_file_limit
 from aeolian.cli.settings import Settings, load
-from aeolian.domain.errors import AeolianError, FailedPrecondition, InvalidArgument, Unavailable
+from aeolian.domain.errors import FailedPrecondition, Unavailable
 from aeolian.storage.files import ContentStore
 from aeolian.worker.agent import Agent
 from aeolian.worker.hooks.mounts import MountsHook, MountTrees
@@ -140,15 +140,8 @@ def main() -> None:
     settings = load(parser.parse_args().config)
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     raise_file_limit()
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
-    except (InvalidArgument, FailedPrecondition) as error:
-        print(error.message, file=sys.stderr)
-        sys.exit(os.EX_CONFIG)  # the supervisor does not try again
-    except AeolianError as error:
-        print(error.message, file=sys.stderr)
-        sys.exit(1)
+    with errors_end_the_process(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings))
 
 
 if __name__ == "__main__":
