@@ -56,6 +56,10 @@ class DeadlineExceeded(AeolianError):
     """The time given for this ran out."""
 
 
+class RequestStalled(DeadlineExceeded):
+    """The client stopped sending in the middle of a request."""
+
+
 class Unimplemented(AeolianError):
     """Aeolian does not do this (yet)."""
 

@@ -3,7 +3,10 @@
 from aiohttp import web
 
 from aeolian.control.blobs import Blobs
+from aeolian.gateway.bodies import chunks_of, text_of
 from aeolian.gateway.send_file import send_file
+
+MAX_COMPLETION_BYTES = 4 << 20
 
 
 class BlobRoutes:
@@ -20,17 +23,17 @@ class BlobRoutes:
 
     async def put(self, request: web.Request) -> web.Response:
         blob_id = request.match_info["blob_id"]
-        md5 = await self._blobs.upload(request.path, request.query, blob_id, request.content.iter_any())
+        md5 = await self._blobs.upload(request.path, request.query, blob_id, chunks_of(request))
         return web.Response(headers={"ETag": f'"{md5}"'})
 
     async def put_part(self, request: web.Request) -> web.Response:
         blob_id, index = request.match_info["blob_id"], int(request.match_info["index"])
-        chunks = request.content.iter_any()
+        chunks = chunks_of(request)
         md5 = await self._blobs.upload_part(request.path, request.query, blob_id, index, chunks)
         return web.Response(headers={"ETag": f'"{md5}"'})
 
     async def complete(self, request: web.Request) -> web.Response:
-        body = await request.text()
+        body = await text_of(request, max_bytes=MAX_COMPLETION_BYTES)
         etag = await self._blobs.complete(request.path, request.query, request.match_info["blob_id"], body)
         text = f'<CompleteMultipartUploadResult><ETag>"{etag}"</ETag></CompleteMultipartUploadResult>'
         return web.Response(text=text, content_type="application/xml")

@@ -21,6 +21,7 @@ STATUSES: dict[type[errors.AeolianError], int] = {
     errors.ResourceExhausted: 429,
     errors.OutOfSpace: 507,
     errors.Unavailable: 503,
+    errors.RequestStalled: 408,
     errors.DeadlineExceeded: 504,
     errors.Unimplemented: 501,
 }

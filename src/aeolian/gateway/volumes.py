@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from aeolian.control.volume_contents import VolumeContents
+from aeolian.gateway.bodies import chunks_of
 from aeolian.gateway.send_file import send_file
 
 
@@ -19,7 +20,7 @@ class VolumeRoutes:
     async def put_block(self, request: web.Request) -> web.Response:
         """The body of the answer is a receipt that clients give back; ours is empty, we look for the block itself."""
         content, index = request.match_info["content"], int(request.match_info["index"])
-        await self._contents.receive_block(request.path, request.query, content, index, request.content.iter_any())
+        await self._contents.receive_block(request.path, request.query, content, index, chunks_of(request))
         return web.Response()
 
     async def get_slice(self, request: web.Request) -> web.StreamResponse:
