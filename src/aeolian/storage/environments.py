@@ -16,6 +16,10 @@ environments = sa.Table(
     sa.Column("is_default", sa.Boolean, nullable=False),
     sa.Column("max_containers", sa.Integer, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("max_milli_cpu", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("max_memory_mb", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("max_gpus", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("is_restricted", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 
@@ -27,7 +31,12 @@ class Environment(msgspec.Struct, frozen=True):
     is_default: bool
     created_at: float
     max_containers: int = 0
-    """0 = no limit."""
+    """0 = no limit, as for the other three: sums over its containers of what they reserve."""
+    max_milli_cpu: int = 0
+    max_memory_mb: int = 0
+    max_gpus: int = 0
+    is_restricted: bool = False
+    """Its containers reach no other environment: not everybody who may deploy into it may do so elsewhere."""
 
 
 def insert(connection: Connection, environment: Environment) -> None:
@@ -55,6 +64,10 @@ def all_environments(connection: Connection) -> list[Environment]:
             is_default=row.is_default,
             created_at=row.created_at,
             max_containers=row.max_containers,
+            max_milli_cpu=row.max_milli_cpu,
+            max_memory_mb=row.max_memory_mb,
+            max_gpus=row.max_gpus,
+            is_restricted=row.is_restricted,
         )
         for row in rows
     ]
