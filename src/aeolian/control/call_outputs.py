@@ -46,7 +46,7 @@ class CallOutputs:
         outputs, left_s = await self._wait(call, lambda: self._after(call, seq, limit), may_come, timeout_s, waiting)
         if outputs and is_map:
             outputs = await self._coalesced(call, outputs, seq, limit, min(left_s, COALESCE_MAX_S))
-        return OutputsPage(outputs, outputs[-1].seq if outputs else seq, call.num_unfinished)
+        return OutputsPage(outputs, outputs[-1].seq if outputs else seq, _num_to_come(call))
 
     async def between(
         self, call: Call, first: int, last: int, timeout_s: float, max_outputs: int, waiting: Waiting
@@ -56,7 +56,7 @@ class CallOutputs:
         outputs, _ = await self._wait(
             call, lambda: self._between(call, first, last, limit), lambda: _is_open(call), timeout_s, waiting
         )
-        return OutputsPage(outputs, outputs[-1].seq if outputs else 0, call.num_unfinished)
+        return OutputsPage(outputs, outputs[-1].seq if outputs else 0, _num_to_come(call))
 
     async def _wait(self, call: Call, look, may_come: Callable[[], bool], timeout_s: float, waiting: Waiting):
         """(outputs, seconds left)"""
@@ -94,6 +94,8 @@ class CallOutputs:
         return _visible(call, map(_output_of, rows))
 
     async def _between(self, call: Call, first: int, last: int, limit: int) -> list[Output]:
+        if not call.published_seq:
+            return []  # what is finished is not stored yet, and nobody may see it
         last = min(last, len(call.marks) - 1)
         wanted = {idx for idx in range(first, last + 1) if call.mark_of(idx) == FINISHED}
         found = [output for output in call.recent if output.idx in wanted]
@@ -106,8 +108,15 @@ class CallOutputs:
 
 
 def _is_open(call: Call) -> bool:
-    """Whether an input is unfinished, or an output on its way to the database."""
-    return call.num_unfinished > 0 or call.published_seq < call.last_seq
+    return _num_to_come(call) > 0
+
+
+def _num_to_come(call: Call) -> int:
+    """Inputs that are unfinished, or whose output is on its way to the database.
+
+    A client that hears of none, and gets no output, takes the call for an expired one.
+    """
+    return call.num_unfinished + call.last_seq - call.published_seq
 
 
 def _visible(call: Call, outputs: Iterable[Output]) -> list[Output]:
