@@ -7,6 +7,7 @@ what the other has not acknowledged. Every message is therefore safe to receive 
 
 import msgspec
 
+from aeolian.domain import execs
 from aeolian.domain.containers import ContainerSpec, ExitStatus, HookTiming
 
 
@@ -59,6 +60,8 @@ class ContainerChanged(msgspec.Struct, frozen=True, tag="container"):
     exit: ExitStatus | None = None
     task_result: bytes = b""
     """A serialized GenericResult when user code could not be imported or an enter/exit hook failed."""
+    last_lines: tuple[str, ...] = ()
+    """With EXITED, of a container that did not end well: what it wrote last."""
 
 
 class WantInputs(msgspec.Struct, frozen=True, tag="want"):
@@ -113,6 +116,13 @@ class ImageBuilt(msgspec.Struct, frozen=True, tag="image"):
     build_id: str = ""
 
 
+class ContainerAnswer(msgspec.Struct, frozen=True, tag="answer"):
+    """To a `ContainerRequest`, by its id. Lost with the connection: whoever asked asks again."""
+
+    request_id: str
+    answer: execs.Answer
+
+
 class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
     """The worker is shutting down: its containers finish what they hold, and no new ones start."""
 
@@ -121,7 +131,18 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="beat"):
     at: float
 
 
-Event = Hello | ContainerChanged | WantInputs | ReturnInputs | Outputs | Logs | ImageBuilt | Leaving | Heartbeat
+Event = (
+    Hello
+    | ContainerChanged
+    | WantInputs
+    | ReturnInputs
+    | Outputs
+    | Logs
+    | ImageBuilt
+    | ContainerAnswer
+    | Leaving
+    | Heartbeat
+)
 
 # ---- commands: server -> worker -------------------------------------------------------------------------
 
@@ -219,6 +240,14 @@ class ForgetVolumes(msgspec.Struct, frozen=True, tag="forget_volumes"):
     volume_ids: tuple[str, ...]
 
 
+class ContainerRequest(msgspec.Struct, frozen=True, tag="request"):
+    """Something that is asked of a running container, about commands in it: one `ContainerAnswer` follows."""
+
+    task_id: str
+    request_id: str
+    request: execs.Request
+
+
 Command = (
     Welcome
     | StartContainer
@@ -232,6 +261,7 @@ Command = (
     | CancelBuild
     | PrepareImage
     | ForgetVolumes
+    | ContainerRequest
 )
 
 encode = msgspec.msgpack.Encoder().encode
