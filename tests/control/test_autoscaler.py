@@ -71,6 +71,9 @@ def pool(**changes) -> PoolView:
         pytest.param(pool(num_running_inputs=1, num_ready=1, buffer_containers=2), 2, id="a buffer while it works"),
         pytest.param(pool(num_ready=1, buffer_containers=2), 0, id="and none while it does not"),
         pytest.param(pool(num_queued=1, may_start=False), 0, id="held back after failures"),
+        pytest.param(pool(num_queued=9, min_containers=5, is_on_trial=True), 1, id="after them, one is tried"),
+        pytest.param(pool(num_queued=9, num_starting=1, is_on_trial=True), 0, id="no other one meanwhile"),
+        pytest.param(pool(min_containers=5, num_ready=1, is_on_trial=True), 4, id="the others follow when it is there"),
     ],
 )
 def test_how_many_containers_are_started(view, start):

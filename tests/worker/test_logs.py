@@ -126,3 +126,11 @@ async def test_output_is_not_read_while_too_much_is_not_stored(recorder, monkeyp
         acknowledged = len(recorder.sent)
         await asyncio.sleep(0.001)
     assert len(recorder.lines) == 50
+
+
+async def test_the_last_lines_are_kept_for_an_error_message(recorder):
+    recorder.out.feed_data(b"".join(b"line %d\n" % n for n in range(100)) + b"\n" + b"x" * 1000)
+    await recorder.end()
+    assert recorder.pump.last_lines[:2] == ("line 81", "line 82")
+    assert recorder.pump.last_lines[-1] == "x" * 300 + "…"
+    assert len(recorder.pump.last_lines) == 20

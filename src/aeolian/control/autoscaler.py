@@ -41,6 +41,8 @@ class PoolView(NamedTuple):
     scaledown_window_s: float
     may_start: bool = True
     """False while starts are held back after failures."""
+    is_on_trial: bool = False
+    """The last ones died at their start: one at a time, until one works."""
 
 
 class PoolPlan(NamedTuple):
@@ -73,6 +75,8 @@ def _num_to_start(pool: PoolView, num_cores: int) -> int:
     wanted = max(wanted, floor - existing)
     if pool.max_containers:
         wanted = min(wanted, pool.max_containers - existing - pool.num_ending)
+    if pool.is_on_trial and not (pool.num_ready or pool.num_blocked):
+        wanted = min(wanted, 1 - pool.num_starting)
     return max(0, wanted)
 
 

@@ -90,7 +90,7 @@ class Autoscaling:
             return now + BUSY_TICK_S
         if pool.is_denied:
             return now + IDLE_TICK_S
-        later = [pool.not_before, pool.used_at + FORGET_POOL_S if is_unused else 0.0]
+        later = [pool.crash_loop.not_before, pool.used_at + FORGET_POOL_S if is_unused else 0.0]
         later += [since + limits.scaledown_window_s for task_id, since in view.idle if task_id not in plan.stop]
         return min((at for at in later if at > now), default=None)
 
@@ -143,5 +143,6 @@ class Autoscaling:
             max_containers=limits.max_containers,
             buffer_containers=limits.buffer_containers,
             scaledown_window_s=limits.scaledown_window_s,
-            may_start=now >= pool.not_before and not (pool.is_retired and not pool.num_queued),
+            may_start=now >= pool.crash_loop.not_before and not (pool.is_retired and not pool.num_queued),
+            is_on_trial=pool.crash_loop.num_deaths > 0,
         )

@@ -19,6 +19,7 @@ class Want(NamedTuple):
 class Container:
     __slots__ = (
         "app_id",
+        "attempt",
         "enqueued_at",
         "environment_name",
         "function_id",
@@ -56,7 +57,9 @@ class Container:
         resources: Resources,
         enqueued_at: float,
         max_inputs: int = 0,
+        attempt: int = 0,
     ):
+        """`attempt`: how many of its pool had died at their start, in a row, when it was started."""
         self.task_id = task_id
         self.app_id = app_id
         self.function_id = function_id
@@ -68,6 +71,7 @@ class Container:
         self.resources = resources
         self.enqueued_at = enqueued_at
         self.max_inputs = max_inputs
+        self.attempt = attempt
         self.state = ContainerState.PENDING
         self.started_at = 0.0
         """When it first asked for inputs."""

@@ -14,9 +14,11 @@ from modal_proto import api_pb2
 from aeolian.control import scheduler
 from aeolian.control.apps import Apps
 from aeolian.control.calls import Calls
+from aeolian.control.container_ends import explain, quoted
 from aeolian.control.container_history import ContainerHistory, FinishedContainer
 from aeolian.control.container_specs import ContainerSpecs
 from aeolian.control.container_state import Container, Want
+from aeolian.control.crash_loop import STABLE_S
 from aeolian.control.functions import Functions
 from aeolian.control.logs import AppLogs
 from aeolian.control.pools import Pool, Pools
@@ -29,6 +31,7 @@ from aeolian.domain.functions import PoolSettings
 from aeolian.domain.ids import new_id
 from aeolian.domain.link import (
     ContainerChanged,
+    LogLine,
     PrepareImage,
     StartContainer,
     StopContainer,
@@ -37,9 +40,6 @@ from aeolian.domain.link import (
 
 log = logging.getLogger(__name__)
 
-MAX_START_FAILURES = 3
-BACKOFF_S = 2.0
-MAX_BACKOFF_S = 60.0
 STOP_WAIT_S = 45.0
 MAX_PREPARED = 4
 """Kinds of containers that a worker is told to be ready for at once."""
@@ -124,6 +124,7 @@ class Containers:
                 resources=settings.resources,
                 enqueued_at=self._clock.now(),
                 max_inputs=settings.max_inputs,
+                attempt=pool.crash_loop.num_deaths,
             )
             self._containers[container.task_id] = container
             self._pools.add(container)
@@ -213,7 +214,7 @@ class Containers:
         if event.hooks:
             container.hooks = event.hooks
         if state is ContainerState.EXITED:
-            self._ended(container, event.exit or ExitStatus(exit_code=0), event.task_result)
+            self._ended(container, event.exit or ExitStatus(exit_code=0), event.task_result, event.last_lines)
             return
         if state is ContainerState.RUNNING and not container.started_at:
             self.began_to_run(container, event.at)
@@ -228,7 +229,6 @@ class Containers:
         container.started_at = at
         pool = self._pools.get(container.function_id)
         if pool is not None:
-            pool.num_failed_starts, pool.not_before = 0, 0.0
             took = max(0.0, at - container.enqueued_at)
             pool.start_s += 0.5 * (took - pool.start_s)
         self._history.running(container)
@@ -246,52 +246,81 @@ class Containers:
         """The container is gone with its worker: that says nothing of the container itself."""
         self._ended(container, ExitStatus(exit_code=0, reason=reason), b"", is_lost=True)
 
-    def _ended(self, container: Container, exit: ExitStatus, task_result: bytes, *, is_lost: bool = False) -> None:
+    def _ended(
+        self,
+        container: Container,
+        exit: ExitStatus,
+        task_result: bytes,
+        last_lines: Sequence[str] = (),
+        *,
+        is_lost: bool = False,
+    ) -> None:
         """The container is gone: its inputs go back, and if it never got going its pool learns why."""
         if self._containers.pop(container.task_id, None) is None:
             return
         self._ended_lately[container.task_id] = container
         if len(self._ended_lately) > MAX_ENDED_LATELY:
             self._ended_lately.popitem(last=False)
-        was_stopping, never_ran = container.stop is not None, not container.started_at
+        was_stopping = container.stop is not None
         container.state = ContainerState.EXITED
         held = self._pools.drop(container)
         self._history.end(container, exit, exit.reason or (container.stop.reason if container.stop else ""))
-        pool = self._pools.get(container.function_id)
-        if pool is not None and never_ran and not was_stopping and not is_lost and self.is_current(container):
-            self._start_failed(pool, container, exit, task_result)
+        pool, last_words = self._pools.get(container.function_id), ""
+        if pool is not None and not was_stopping and not is_lost and self.is_current(container):
+            if container.started_at and self._clock.now() - container.started_at >= STABLE_S:
+                pool.crash_loop.reset()
+            elif not container.num_given:
+                last_words = self._died_at_start(pool, container, exit, task_result, last_lines)
         for other in self._pools.all():
             if other.is_denied:
                 self._pools.unsettle(other.function_id)
-        explanation = explain(container.task_id, exit)
         lost_to_us = was_stopping or exit.reason
-        self._calls.container_lost(held, None if lost_to_us else exit, explanation)
+        self._calls.container_lost(held, None if lost_to_us else exit, explain(container.task_id, exit, last_lines))
         for callback in self.when_ended:
             callback(container)
         self._tell(container)
-        self._behind(self._close_logs(container))
+        self._behind(self._close_logs(container, last_words))
 
-    async def _close_logs(self, container: Container) -> None:
+    async def _close_logs(self, container: Container, last_words: str) -> None:
+        app_id, task_id, function_id = container.app_id, container.task_id, container.function_id
         try:
-            await self._logs.task_ended(container.app_id, container.task_id, container.function_id)
+            if last_words:
+                await self._logs.append(
+                    app_id, task_id, function_id, [LogLine(3, self._clock.now(), f"{last_words}\n")]
+                )
+            await self._logs.task_ended(app_id, task_id, function_id)
         except Unavailable:
             pass
         finally:
             if (event := self._gone.pop(container.task_id, None)) is not None:
                 event.set()
 
-    def _start_failed(self, pool: Pool, container: Container, exit: ExitStatus, task_result: bytes) -> None:
-        pool.num_failed_starts += 1
-        pool.not_before = self._clock.monotonic() + min(MAX_BACKOFF_S, BACKOFF_S ** (pool.num_failed_starts - 1))
-        if pool.num_queued and pool.num_failed_starts < MAX_START_FAILURES:
-            pool.not_before = 0.0
-        if any(other.takes_inputs for other in pool.containers.values()):
-            return  # others of its kind are up, and serve the queue
+    def _died_at_start(
+        self, pool: Pool, container: Container, exit: ExitStatus, task_result: bytes, last_lines: Sequence[str]
+    ) -> str:
+        """It never took an input. Those who wait learn why, if it is hopeless; returns what its log is to say."""
+        loop = pool.crash_loop
+        pause_s = loop.died(container.attempt, self._clock.monotonic(), is_awaited=pool.num_queued > 0)
+        did = "died before it took an input: it" if container.started_at else "could not start: it"
+        times = f"this was number {loop.num_deaths} in a row" if loop.num_deaths > 1 else "this was the first"
+        is_served = any(other.takes_inputs for other in pool.containers.values())
         if task_result:
             result = api_pb2.GenericResult.FromString(task_result)
-            self._calls.fail(list(pool.queue), result, container.task_id)
-        elif pool.num_failed_starts >= MAX_START_FAILURES:
-            self._fail_queue(pool, explain(container.task_id, exit, did="could not start: it"))
+            if not result.data:
+                result.exception += quoted(last_lines)
+            if not is_served:
+                self._calls.fail(list(pool.queue), result, container.task_id)
+        elif loop.gives_up and not is_served:
+            self._fail_queue(pool, explain(container.task_id, exit, last_lines, did))
+        if not pause_s:
+            return ""
+        settings = self._settings(container.function_id)
+        if settings is None or settings.is_builder_function:
+            return ""
+        what = explain(container.task_id, exit, did=did)
+        if task_result:
+            what = f"container {container.task_id} could not start: {result.exception.strip() or 'its code failed'}"
+        return f"{what}; {times}, the next one is started in {pause_s:.0f} s"
 
     def _fail_queue(self, pool: Pool, text: str) -> None:
         result = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=text)
@@ -349,7 +378,8 @@ class Containers:
                 continue
             if self._min_containers(function_id) or self._pools.get(function_id) is not None:
                 pool = self._pools.ensure(function_id, app_id)
-                pool.num_failed_starts, pool.not_before, pool.is_retired = 0, 0.0, False
+                pool.crash_loop.reset()
+                pool.is_retired = False
                 self._pools.unsettle(function_id)
         for container in [c for c in self._containers.values() if c.app_id == app_id]:
             if not self.is_current(container):
@@ -471,15 +501,3 @@ _TASK_STATES = {
     ContainerState.STOPPING: api_pb2.TASK_STATE_ACTIVE,
     ContainerState.EXITED: api_pb2.TASK_STATE_COMPLETED,
 }
-
-
-def explain(task_id: str, exit: ExitStatus, did: str = "") -> str:
-    """How a container ended, for the caller of what it was running."""
-    subject = f"container {task_id} {did}".rstrip()
-    if exit.oom_killed:
-        return f"{subject} ran out of memory and was killed: ask for more with `memory=`"
-    if exit.reason:
-        return f"{subject} ended: {exit.reason}"
-    if exit.exit_code < 0:
-        return f"{subject} was killed by signal {-exit.exit_code}"
-    return f"{subject} ended by itself with exit code {exit.exit_code} (the App's logs show its last lines)"

@@ -16,6 +16,7 @@ from modal_proto import api_pb2
 
 from aeolian.control.call_state import Input
 from aeolian.control.container_state import Container, Want
+from aeolian.control.crash_loop import CrashLoop
 from aeolian.control.functions import Functions
 from aeolian.control.workers import Workers
 from aeolian.domain.clock import Clock
@@ -45,9 +46,7 @@ class Pool:
         """Moving average of how long an input takes."""
         self.start_s = 0.3
         """Moving average of how long a container takes to ask for inputs."""
-        self.num_failed_starts = 0
-        self.not_before = 0.0
-        """No container is started before this time."""
+        self.crash_loop = CrashLoop()
         self.is_denied = False
         """It wants more containers than have found a place."""
         self.is_watched = False
@@ -175,6 +174,7 @@ class Pools:
             self._mark_idle(container)
         if duration_s is not None and duration_s >= 0:
             pool.took(duration_s)
+            pool.crash_loop.reset()
 
     def cancel_running(self, items: Sequence[Input], *, terminate: bool) -> None:
         by_task: dict[tuple[str, str], list[str]] = {}

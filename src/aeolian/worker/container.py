@@ -192,7 +192,9 @@ class WorkerContainer:
         self._pump.flush()
         undoing = asyncio.create_task(self._undo(start, hooks, server))
         await asyncio.wait({undoing}, timeout=UNDO_GRACE_S if self._on_ended is None else None)
-        self._move_to(ContainerState.EXITED, exit=exit, task_result=self._task_result)
+        is_well = exit.exit_code == 0 and not exit.oom_killed and not self._task_result
+        last_lines = () if is_well else self._pump.last_lines
+        self._move_to(ContainerState.EXITED, exit=exit, task_result=self._task_result, last_lines=last_lines)
         await undoing
         self._is_undone = True
         self._forget_if_done()
@@ -332,9 +334,10 @@ class WorkerContainer:
         hooks: tuple[HookTiming, ...] = (),
         exit: ExitStatus | None = None,
         task_result: bytes = b"",
+        last_lines: tuple[str, ...] = (),
     ) -> None:
         self.state = state
-        event = ContainerChanged(self.task_id, state.value, time.time(), hooks, exit, task_result)
+        event = ContainerChanged(self.task_id, state.value, time.time(), hooks, exit, task_result, last_lines)
         if state is ContainerState.EXITED:
             self._exited = event
         self._send(event)

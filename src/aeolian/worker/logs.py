@@ -4,7 +4,7 @@ import asyncio
 import codecs
 import re
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ MAX_UNACKED_BYTES = 16 << 20
 """Beyond this, containers' output is not read: they wait in their next write."""
 MAX_CATCH_UPS = 50
 READ_BYTES = 64 << 10
+NUM_LAST_LINES = 20
+MAX_LAST_LINE = 300
+"""Characters of each of them."""
 
 
 class LogSender:
@@ -98,6 +101,7 @@ class LogPump:
         self._task_id = task_id
         self._current_input = current_input
         self._lines: list[LogLine] = []
+        self._last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         self._begun: dict[int, _Begun] = {}
         """By file descriptor."""
         self._num_bytes = 0
@@ -134,6 +138,11 @@ class LogPump:
         """A line of the platform itself."""
         self._lines.append(LogLine(3, time.time(), text if text.endswith("\n") else text + "\n"))
         self._send()
+
+    @property
+    def last_lines(self) -> tuple[str, ...]:
+        """What the container wrote last, cut to a size that fits into an error message."""
+        return tuple(self._last_lines)
 
     def flush(self) -> None:
         """Send everything, lines without an end as well."""
@@ -173,6 +182,8 @@ class LogPump:
     def _put(self, line: LogLine) -> None:
         self._lines.append(line)
         self._num_bytes += len(line.data)
+        if text := line.data.rstrip():
+            self._last_lines.append(text if len(text) <= MAX_LAST_LINE else text[:MAX_LAST_LINE] + "…")
 
     def _end(self, fd: int) -> None:
         """What there is of this stream's last line is a line."""
