@@ -12,7 +12,8 @@ import pytest
 from modal_proto import api_pb2
 from whole_server import SomeWorker, WholeServer, whole_server
 
-from aeolian.control import containers, recovery
+from aeolian.control import recovery
+from aeolian.control.crash_loop import NUM_FREE_TRIES
 from aeolian.domain.containers import ContainerState, ExitStatus
 from aeolian.domain.link import (
     AckExit,
@@ -233,7 +234,7 @@ async def test_a_worker_that_dies_while_containers_start_is_no_failure_of_theirs
     worker = await server.worker()
     _, function_id = await server.deploy()
     call_id = await spawn(server, function_id)
-    for _ in range(containers.MAX_START_FAILURES + 1):
+    for _ in range(NUM_FREE_TRIES + 1):
         await worker.started(runs=False)
         await worker.hang_up()
         await worker.connect()
