@@ -11,6 +11,7 @@ from aeolian.control.fleet import NoFleet
 from aeolian.control.function_changes import FunctionChanges
 from aeolian.control.functions import Functions
 from aeolian.control.logs import AppLogs
+from aeolian.control.schedules import Schedules
 from aeolian.domain.apps import AppState
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import ManualClock
@@ -65,7 +66,8 @@ class Services:
         self.changes = FunctionChanges(
             self.database, self.clock, self.apps, self.functions, Everything(), lambda web: ""
         )
-        self.deployments = Deployments(self.database, self.clock, self.apps, self.functions)
+        schedules = Schedules(self.database, self.clock, self.apps, self.functions, calls=None)
+        self.deployments = Deployments(self.database, self.clock, self.apps, self.functions, schedules)
         await self.apps.load()
         await self.functions.load()
         return self

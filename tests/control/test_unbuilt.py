@@ -20,7 +20,6 @@ WEB = api_pb2.WebhookConfig(type=api_pb2.WEBHOOK_TYPE_FUNCTION)
             "web endpoints are not served yet",
         ),
         (function(is_server=True), "servers are not run yet"),
-        (function(schedule=api_pb2.Schedule()), "schedules are not followed yet"),
         (function(cloud_bucket_mounts=[api_pb2.CloudBucketMount()]), "buckets are not mounted yet"),
         (function(_experimental_group_size=2), "clusters are not formed yet"),
     ],

@@ -22,6 +22,7 @@ from aeolian.control.function_changes import FunctionChanges
 from aeolian.control.functions import Functions
 from aeolian.control.log_history import LogHistory
 from aeolian.control.logs import AppLogs
+from aeolian.control.schedules import Schedules
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import SystemClock
 from aeolian.domain.errors import NotFound
@@ -170,7 +171,8 @@ class AppServer:
         self.changes = FunctionChanges(self.database, self.clock, self.apps, self.functions, self.known, web_url_of)
         self.logs.root_function_of = self.functions.base_function_id
         self.apps.fleet = self.fleet
-        self.deployments = Deployments(self.database, self.clock, self.apps, self.functions)
+        schedules = Schedules(self.database, self.clock, self.apps, self.functions, calls=None)
+        self.deployments = Deployments(self.database, self.clock, self.apps, self.functions, schedules)
         self.classes = Classes(self.database, self.clock, self.apps, self.functions)
         await self.logs.open()
         await self.apps.load()

@@ -294,8 +294,16 @@ async def until(condition, timeout=30.0):
 
 
 async def test_who_deploys_what_is_not_built_yet_is_told(server, source):
-    edit(source, "@app.function(volumes", "@app.function(schedule=modal.Period(hours=1), volumes")
+    edit(source, "def world(): ...", "@modal.fastapi_endpoint()\ndef world(): ...")
     output = await server.modal("deploy", "greeter.py", cwd=source)
     told = " ".join(output.split())
-    assert "schedules are not followed yet: 'world' runs only when it is called" in told
+    assert "web endpoints are not served yet: 'world' gets no address" in told
     assert told.count("yet:") == 1
+
+
+async def test_a_schedule_that_cannot_be_followed_is_refused_when_it_is_deployed(server, source):
+    edit(source, "@app.function(volumes", "@app.function(schedule=modal.Cron('61 * * * *'), volumes")
+    output = await server.modal("deploy", "greeter.py", cwd=source, ok=False)
+    assert "Function 'world': the cron expression '61 * * * *' is not valid: its minute is wrong" in " ".join(
+        output.split()
+    )

@@ -34,6 +34,7 @@ from aeolian.control.mounts import Mounts
 from aeolian.control.pools import Pools
 from aeolian.control.queues import Queues
 from aeolian.control.recovery import Recovery
+from aeolian.control.schedules import Schedules
 from aeolian.control.secrets import Secrets
 from aeolian.control.signed_urls import SignedUrls, load_key
 from aeolian.control.tokens import Tokens
@@ -158,7 +159,8 @@ class Services:
             }
         )
         self.changes = FunctionChanges(database, clock, self.apps, self.functions, dependencies, no_web_url)
-        self.deployments = Deployments(database, clock, self.apps, self.functions)
+        self.schedules = Schedules(database, clock, self.apps, self.functions, self.calls)
+        self.deployments = Deployments(database, clock, self.apps, self.functions, self.schedules)
         self._clock = clock
         self._tickets = Tickets(keys.load_or_create(settings.keys_dir, "tickets"))
         self._token = worker_token(settings.keys_dir)
@@ -237,6 +239,8 @@ class Services:
         stack.push_async_callback(self.autoscaling.close)
         await self.apps.start()
         stack.push_async_callback(self.apps.close)
+        await self.schedules.open()
+        stack.push_async_callback(self.schedules.close)
         self.containers.keep_warm()
         return self
 

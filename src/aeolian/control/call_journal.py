@@ -134,6 +134,7 @@ def _take_nothing_back() -> None:
 def _merge(batch: _Batch, later: _Batch) -> None:
     one, other = batch.writes, later.writes
     one.calls += other.calls
+    one.together_with += other.together_with
     one.expiries |= other.expiries
     one.cancelled += other.cancelled
     one.blobs += other.blobs

@@ -136,10 +136,12 @@ class Calls:
         parent_input_id: str = "",
         inputs: Sequence[tuple[int, bytes]] = (),
         blob_ids: Sequence[str] = (),
+        stored_with: Callable[..., None] | None = None,
     ) -> Call:
         """A new call with its first inputs: (index, serialized FunctionInput). Durable when this returns.
 
-        `blob_ids`: what the inputs refer to, and nobody else does.
+        `blob_ids`: what the inputs refer to, and nobody else does. `stored_with(connection)`: what is changed in the
+        same transaction; the inputs then begin only when it is committed.
 
         Raises NotFound and FailedPrecondition for Functions that take no calls, ResourceExhausted for a full queue.
         """
@@ -161,7 +163,9 @@ class Calls:
         self._memory.keep(call)
         self._journal.writes.calls.append(row_of(call))
         self._owns_blobs(call, blob_ids)
-        await self._take(call, inputs)
+        if stored_with is not None:
+            self._journal.writes.together_with.append(stored_with)
+        await self._take(call, inputs, stored_first=stored_with is not None)
         return call
 
     async def put_inputs(
@@ -222,7 +226,7 @@ class Calls:
             await self._journal.committed(None)  # the old outputs are gone for everybody now
         return answers
 
-    async def _take(self, call: Call, inputs: Sequence[tuple[int, bytes]]) -> None:
+    async def _take(self, call: Call, inputs: Sequence[tuple[int, bytes]], *, stored_first: bool = False) -> None:
         writes = self._journal.writes
         opened = []
         for idx, payload in inputs:
@@ -233,6 +237,7 @@ class Calls:
             opened.append(item)
         if opened:
             self.open_inputs.begun(call)
+        if opened and not stored_first:
             self._queue.enqueue(opened, front=self.open_inputs.is_recursive(call))
 
         def undo() -> None:
@@ -250,6 +255,8 @@ class Calls:
                 self.open_inputs.done(call)
 
         await self._journal.committed(undo)
+        if stored_first:
+            self._queue.enqueue([item for item in opened if not item.finished])
 
     # ---- outputs ----------------------------------------------------------------------------------------
 

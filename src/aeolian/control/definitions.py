@@ -4,14 +4,15 @@ Pure functions over protobuf messages. A definition is kept as the ranked list o
 GPUs makes several; the first is the one that runs); everything else that clients are told follows from it.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from modal_proto import api_pb2
 
 from aeolian.domain.errors import InvalidArgument, Unimplemented
 from aeolian.domain.ids import content_id
+from aeolian.domain.schedules import Cron, Period, Schedule
 
 MAX_SERIALIZED_BYTES = 16 << 20
 MAX_DEFINITION_BYTES = 40 << 20
@@ -33,7 +34,17 @@ class WebFunction(msgspec.Struct, frozen=True):
     ephemeral_suffix: str = ""
 
 
-WebUrlOf = Callable[[WebFunction], str]
+class WebAddress(NamedTuple):
+    """Where a web function is reached, and what its user should know of that."""
+
+    url: str
+    is_truncated: bool = False
+    """Its names are too long for the URL: a part of them was cut off."""
+    is_stolen: bool = False
+    """Another app's Function was reached there before."""
+
+
+AddressOf = Callable[[WebFunction], WebAddress]
 
 
 def ranked_functions(request: api_pb2.FunctionCreateRequest) -> list[api_pb2.Function]:
@@ -80,6 +91,7 @@ def check(function: api_pb2.Function) -> None:
             raise InvalidArgument(
                 f"Function '{name}': a Volume cannot be mounted at {mount.mount_path!r}: use an absolute path"
             )
+    schedule_of(function)
     for what, used in (
         ("network file systems", bool(function.shared_volume_mounts)),
         ("cloud bucket mounts", bool(function.cloud_bucket_mounts)),
@@ -88,6 +100,32 @@ def check(function: api_pb2.Function) -> None:
     ):
         if used:
             raise Unimplemented(f"Function '{name}' uses {what}, which Aeolian does not support (yet)")
+
+
+def schedule_of(function: api_pb2.Function) -> Schedule | None:
+    """What it asks for; None: it runs when it is called. Raises InvalidArgument for what cannot be followed."""
+    kind = function.schedule.WhichOneof("schedule_oneof")
+    if kind is None:
+        return None
+    if function.webhook_config.type or function.is_server:
+        raise InvalidArgument(
+            f"Function '{function.function_name}' answers HTTP: it cannot have a schedule, which would call it without a request"
+        )
+    schedule: Schedule
+    if kind == "cron":
+        schedule = Cron(function.schedule.cron.cron_string, function.schedule.cron.timezone or "UTC")
+    else:
+        period = function.schedule.period
+        parts = {field.name: getattr(period, field.name) for field in period.DESCRIPTOR.fields}
+        if negative := [f"{name}={value:g}" for name, value in parts.items() if value < 0]:
+            raise InvalidArgument(f"Function '{function.function_name}': a Period cannot have {', '.join(negative)}")
+        hours = 24 * (7 * period.weeks + period.days) + period.hours
+        schedule = Period(12 * period.years + period.months, (60.0 * hours + period.minutes) * 60 + period.seconds)
+    try:
+        schedule.check()
+    except InvalidArgument as error:
+        raise InvalidArgument(f"Function '{function.function_name}': {error.message}") from error
+    return schedule
 
 
 def check_name(name: str) -> str:
@@ -133,13 +171,38 @@ def referenced_ids(function: api_pb2.Function) -> set[str]:
     return ids
 
 
+def web_functions(
+    described: api_pb2.Function | api_pb2.FunctionPrecreateRequest, function_id: str, app_id: str
+) -> list[WebFunction]:
+    """What of a definition, or of what is announced of it, answers HTTP: itself, or methods of it."""
+
+    def web(webhook: api_pb2.WebhookConfig, name: str, method_name: str) -> WebFunction:
+        return WebFunction(
+            function_id=function_id,
+            method_name=method_name,
+            app_id=app_id,
+            function_name=name,
+            requested_suffix=webhook.requested_suffix,
+            ephemeral_suffix=webhook.ephemeral_suffix,
+        )
+
+    found = []
+    is_server = isinstance(described, api_pb2.Function) and described.is_server
+    if described.webhook_config.type or is_server:
+        found.append(web(described.webhook_config, described.function_name, ""))
+    for name, method in described.method_definitions.items():
+        if method.webhook_config.type:
+            found.append(web(method.webhook_config, method.function_name, name))
+    return found
+
+
 def handle_of(
     described: api_pb2.Function | api_pb2.FunctionPrecreateRequest,
     *,
     function_id: str,
     app_id: str,
     definition_id: str,
-    web_url_of: WebUrlOf,
+    address_of: AddressOf,
 ) -> api_pb2.FunctionHandleMetadata:
     """What a client must know of a Function to call it: of its definition, or of what is announced of it."""
     handle = api_pb2.FunctionHandleMetadata(
@@ -155,21 +218,9 @@ def handle_of(
     if isinstance(described, api_pb2.Function) and described.HasField("class_parameter_info"):
         handle.class_parameter_info.CopyFrom(described.class_parameter_info)
 
-    def web_url(webhook: api_pb2.WebhookConfig, name: str, method_name: str) -> str:
-        if webhook.type == api_pb2.WEBHOOK_TYPE_UNSPECIFIED:
-            return ""
-        return web_url_of(
-            WebFunction(
-                function_id=function_id,
-                method_name=method_name,
-                app_id=app_id,
-                function_name=name,
-                requested_suffix=webhook.requested_suffix,
-                ephemeral_suffix=webhook.ephemeral_suffix,
-            )
-        )
-
-    handle.web_url = web_url(described.webhook_config, described.function_name, "")
+    webs = {web.method_name: web for web in web_functions(described, function_id, app_id)}
+    if described.webhook_config.type:
+        handle.web_url = address_of(webs[""]).url
     for name, method in described.method_definitions.items():
         of_method = handle.method_handle_metadata[name]
         of_method.function_name = method.function_name
@@ -178,7 +229,8 @@ def handle_of(
         of_method.use_method_name = name
         of_method.definition_id = definition_id
         of_method.app_id = app_id
-        of_method.web_url = web_url(method.webhook_config, method.function_name, name)
+        if name in webs:
+            of_method.web_url = address_of(webs[name]).url
         of_method.supported_input_formats.extend(method.supported_input_formats)
         of_method.supported_output_formats.extend(method.supported_output_formats)
         if method.HasField("function_schema"):
@@ -199,18 +251,28 @@ _SHARED_FIELDS = {
 }
 
 
-def function_data(functions: list[api_pb2.Function], handle: api_pb2.FunctionHandleMetadata) -> api_pb2.FunctionData:
+def function_data(
+    functions: Sequence[api_pb2.Function],
+    handle: api_pb2.FunctionHandleMetadata,
+    *,
+    function_id: str,
+    address_of: AddressOf,
+) -> api_pb2.FunctionData:
     """The definition as FunctionGet and FunctionCreate give it back, without the code."""
     data = api_pb2.FunctionData()
+    addresses = {
+        web.method_name: address_of(web) for web in web_functions(functions[0], function_id, handle.app_id)
+    }
     for rank, function in enumerate(functions):
         copy = data.ranked_functions.add(rank=rank).function
         copy.CopyFrom(function)
         copy.ClearField("function_serialized")
         copy.ClearField("class_serialized")
-        copy.web_url = handle.web_url
-        for name, method in handle.method_handle_metadata.items():
-            if name in copy.method_definitions:
-                copy.method_definitions[name].web_url = method.web_url
+        for method_name, address in addresses.items():
+            web = copy.method_definitions[method_name] if method_name else copy
+            web.web_url = address.url
+            web.web_url_info.truncated = address.is_truncated
+            web.web_url_info.label_stolen = address.is_stolen
     field: Any
     for field, value in data.ranked_functions[0].function.ListFields():
         if field.name not in _SHARED_FIELDS:

@@ -12,12 +12,14 @@ import msgspec
 
 from aeolian.control.apps import Apps, check_name, check_tags
 from aeolian.control.functions import Functions
+from aeolian.control.schedules import Schedules
 from aeolian.domain.apps import App, AppState, AppVersion, DeploymentType, Layout
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from aeolian.storage import apps as storage
 from aeolian.storage import functions as functions_storage
+from aeolian.storage import schedules as schedules_storage
 from aeolian.storage.database import Database
 
 PREVIOUS = -1
@@ -50,11 +52,12 @@ class _Outcome(NamedTuple):
 
 
 class Deployments:
-    def __init__(self, database: Database, clock: Clock, apps: Apps, functions: Functions):
+    def __init__(self, database: Database, clock: Clock, apps: Apps, functions: Functions, schedules: Schedules):
         self._database = database
         self._clock = clock
         self._apps = apps
         self._functions = functions
+        self._schedules = schedules
 
     async def publish(self, asked: Publication, caller: Caller) -> float:
         """Make this the app's content. Returns when it was deployed (epoch seconds), 0 when nothing changed."""
@@ -165,6 +168,8 @@ class Deployments:
     async def _is_same(self, app: App, changed: App, layout: Layout, asked: Publication) -> bool:
         if asked.staged or layout != self._functions.layout(app.app_id) or changed != app or not app.version:
             return False
+        if not self._schedules.are_followed(app, layout):
+            return False
         if not asked.deployment_tag:
             return True
         live = await self._database.read(lambda c: storage.get_version(c, app.app_id, app.version))
@@ -185,6 +190,7 @@ class Deployments:
         """Store the version and what follows from it."""
         is_live = version.deployment_type is not DeploymentType.STAGED
         overridden = self._functions.overridden_in(app.app_id) if is_live else []
+        scheduled = self._schedules.of_layout(app, version.layout, version.deployed_at) if is_live else []
 
         def numbered(number: int) -> tuple[App, AppVersion]:
             layout = version.layout
@@ -203,6 +209,8 @@ class Deployments:
             storage.insert_version(connection, entry)
             storage.update_app(connection, after)
             functions_storage.set_autoscaler_override(connection, overridden, b"")
+            if is_live:
+                schedules_storage.replace(connection, app.app_id, scheduled)
             return entry.version, entry.deployed_at
 
         number, deployed_at = await self._database.write(store, once=once)
@@ -210,8 +218,10 @@ class Deployments:
             return _Outcome(deployed_at)  # the same request was carried out in an earlier life of the server
         after, entry = numbered(number)
         self._apps.changed(after)
-        removed = self._functions.published(app.app_id, entry.layout) if is_live else frozenset()
-        return _Outcome(deployed_at, is_live, removed)
+        if not is_live:
+            return _Outcome(deployed_at)
+        self._schedules.published(app.app_id, scheduled)
+        return _Outcome(deployed_at, is_live, self._functions.published(app.app_id, entry.layout))
 
     async def _tell(self, app_id: str, outcome: "_Outcome") -> float:
         """Let the fleet know, outside the app's lock: it may want to change the app in turn."""

@@ -18,7 +18,7 @@ from modal_proto import api_pb2
 from aeolian.control import definitions, pool_settings, variants
 from aeolian.control.apps import Apps
 from aeolian.control.definition_store import Definition, DefinitionStore
-from aeolian.control.definitions import WebUrlOf
+from aeolian.control.definitions import AddressOf
 from aeolian.control.function_index import FunctionIndex
 from aeolian.control.unbuilt import unbuilt
 from aeolian.domain.apps import Layout, LayoutFunction
@@ -47,10 +47,10 @@ class FunctionVersion(NamedTuple):
 
 
 class Functions:
-    def __init__(self, database: Database, apps: Apps, web_url_of: WebUrlOf):
+    def __init__(self, database: Database, apps: Apps, address_of: AddressOf):
         self._database = database
         self._apps = apps
-        self._web_url_of = web_url_of
+        self._address_of = address_of
         self._definitions = DefinitionStore(database)
         self._index = FunctionIndex(database)
         self._pools: dict[str, PoolSettings] = {}
@@ -161,7 +161,7 @@ class Functions:
         """The definition as clients see it, without the code."""
         row = self.row(function_id)
         definition, _ = self.definition(row)
-        return self._data(row, definition)
+        return self.data_at(row, definition)
 
     def unbuilt(self, function_id: str) -> list[str]:
         """What it asks for in vain, as sentences for its user."""
@@ -187,7 +187,7 @@ class Functions:
         if not base.draft_definition_id:
             raise FailedPrecondition(f"Function '{row.name}' ({function_id}) was announced but never created")
         definition = self._definitions.get(base.draft_definition_id)
-        return self.handle_at(row, definition), self._data(row, definition)
+        return self.handle_at(row, definition), self.data_at(row, definition)
 
     async def describe(self, function_ids: set[str], caller: Caller) -> dict[str, api_pb2.Object]:
         """Those of these ids that the caller may call (see `dependencies`)."""
@@ -274,17 +274,24 @@ class Functions:
             function_id=row.function_id,
             app_id=row.app_id,
             definition_id=definition.definition_id,
-            web_url_of=self._web_url_of,
+            address_of=self._address_of,
         )
         handle.base_function_id = row.base_function_id
         return handle
 
-    def _data(self, row: FunctionRow, definition: Definition) -> api_pb2.FunctionData:
+    def definition_at(self, definition_id: str) -> Definition:
+        """A definition by its id. Raises NotFound."""
+        return self._definitions.get(definition_id)
+
+    def data_at(self, row: FunctionRow, definition: Definition) -> api_pb2.FunctionData:
+        """As `function_data`, at a definition that need not be current."""
         functions = definition.functions
         if row.options:
             options = api_pb2.FunctionOptions.FromString(row.options)
             functions = [variants.with_options(function, options) for function in functions]
-        return definitions.function_data(functions, self.handle_at(row, definition))
+        handle = self.handle_at(row, definition)
+        base_id = row.base_function_id or row.function_id
+        return definitions.function_data(functions, handle, function_id=base_id, address_of=self._address_of)
 
     def _layout_message(self, layout: Layout) -> api_pb2.AppLayout:
         message = api_pb2.AppLayout(

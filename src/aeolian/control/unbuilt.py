@@ -10,7 +10,6 @@ def unbuilt(function: api_pb2.Function) -> list[str]:
     asked = {
         f"web endpoints are not served yet: '{name}' gets no address": bool(has_web),
         f"servers are not run yet: '{name}' gets no address": function.is_server,
-        f"schedules are not followed yet: '{name}' runs only when it is called": function.HasField("schedule"),
         f"buckets are not mounted yet: '{name}' finds an empty folder in their place": bool(
             function.cloud_bucket_mounts
         ),

@@ -4,7 +4,7 @@ An input has a row in `inputs` until it is finished, then one in `outputs`: what
 is the first table, whole. An input's id follows from its call and its index.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -122,6 +122,8 @@ class CallWrites:
     dropped_outputs: set[tuple[str, int]] = field(default_factory=set)
     outputs: dict[tuple[str, int], dict] = field(default_factory=dict)
     blobs: list[dict] = field(default_factory=list)
+    together_with: list[Callable[[Connection], None]] = field(default_factory=list)
+    """Changes of other nouns that are made if these calls are stored, and not otherwise."""
     replies: dict[str, list] = field(default_factory=dict)
     """What requests were answered, by the key of each (`database.kept_reply`)."""
 
@@ -162,13 +164,15 @@ class CallWrites:
         """Calls and inputs that were asked for just now are not stored after all."""
         refused = {row["call_id"] for row in self.calls}
         self.blobs = [row for row in self.blobs if row["call_id"] not in refused]
-        self.calls = []
+        self.calls, self.together_with = [], []
         self.inputs = {key: row for key, row in self.inputs.items() if key in self.dropped_inputs}
 
     def apply(self, connection: Connection) -> None:
         run = connection.execute
         if self.calls:
             run(_put_call, self.calls)
+        for change in self.together_with:
+            change(connection)
         if self.dropped_outputs:
             run(_drop_output, [{"id": call_id, "n": idx} for call_id, idx in self.dropped_outputs])
         if self.dropped_inputs:
