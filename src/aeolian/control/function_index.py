@@ -109,7 +109,7 @@ class FunctionIndex:
         """This layout is live; overrides end. Returns the Functions (with their variants) that it has no more."""
         removed = self.layout(app_id).function_ids - layout.function_ids
         for function_id in self.overridden_in(app_id):
-            self.keep(msgspec.structs.replace(self._rows[function_id], autoscaler_override=b""))
+            self.keep(msgspec.structs.replace(self._rows[function_id], autoscaler_override=b"", autoscaler_events=None))
         self._set_layout(app_id, layout)
         self._retired |= removed
         self._retired -= layout.function_ids

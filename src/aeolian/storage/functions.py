@@ -23,6 +23,7 @@ functions = sa.Table(
     sa.Column("options", sa.LargeBinary, nullable=False),
     sa.Column("pinned_version", sa.Integer, nullable=False),
     sa.Column("autoscaler_override", sa.LargeBinary, nullable=False),
+    sa.Column("autoscaler_events", sa.LargeBinary, nullable=True),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Index("variants_by_base", "base_function_id", "created_at"),
 )
@@ -65,6 +66,8 @@ class FunctionRow(msgspec.Struct, frozen=True):
     """Of a variant: the version of the app whose code it runs; 0 = the live one."""
     autoscaler_override: bytes = b""
     """A serialized AutoscalerSettings with only the overridden fields; gone at the next deployment."""
+    autoscaler_events: bytes | None = None
+    """Who overrode which of them, and when: the `override_events` of a serialized AutoscalerConfiguration."""
     created_at: float = 0.0
 
 
@@ -109,10 +112,14 @@ def set_draft(connection: Connection, function_id: str, definition_id: str) -> N
     )
 
 
-def set_autoscaler_override(connection: Connection, function_ids: Iterable[str], override: bytes) -> None:
+def set_autoscaler_override(
+    connection: Connection, function_ids: Iterable[str], override: bytes, events: bytes = b""
+) -> None:
     for function_id in function_ids:
         connection.execute(
-            functions.update().where(functions.c.function_id == function_id).values(autoscaler_override=override)
+            functions.update()
+            .where(functions.c.function_id == function_id)
+            .values(autoscaler_override=override, autoscaler_events=events)
         )
 
 
