@@ -54,6 +54,13 @@ def plan(pool: PoolView, now: float, num_cores: int) -> PoolPlan:
     return PoolPlan(_num_to_start(pool, num_cores), _to_stop(pool, now))
 
 
+def concurrency(num_inputs: int, num_ready: int, target: int, maximum: int) -> int:
+    """How many inputs each container of a pool should take at a time: more than its target only as long as the
+    containers that are there cannot otherwise hold all inputs, queued and running.
+    """
+    return max(1, maximum if num_inputs > target * num_ready else target)
+
+
 def _num_to_start(pool: PoolView, num_cores: int) -> int:
     if not pool.may_start:
         return 0

@@ -3,7 +3,7 @@
 What is made here is a draft until `deployments` publishes it. Everything is stored, then told to `functions`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -13,7 +13,7 @@ from modal_proto import api_pb2
 from aeolian.control import definitions, pool_settings, variants
 from aeolian.control.apps import Apps
 from aeolian.control.definition_store import Definition
-from aeolian.control.definitions import WebUrlOf
+from aeolian.control.definitions import WebAddress, WebFunction
 from aeolian.control.functions import Functions
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
@@ -36,6 +36,16 @@ class Dependencies(Protocol):
         ...
 
 
+class Addresses(Protocol):
+    """Where web functions are reached (`web_urls.WebUrls`)."""
+
+    async def claim(self, webs: Sequence[WebFunction]) -> None:
+        """Give each of them its address."""
+        ...
+
+    def address_of(self, web: WebFunction) -> WebAddress: ...
+
+
 class FunctionChanges:
     def __init__(
         self,
@@ -44,7 +54,7 @@ class FunctionChanges:
         apps: Apps,
         functions: Functions,
         dependencies: Dependencies,
-        web_url_of: WebUrlOf,
+        addresses: Addresses,
     ):
         self.when_rescaled: list[Callable[[str], None]] = []
         """Called with the id of a Function whose autoscaler settings were overridden."""
@@ -53,7 +63,7 @@ class FunctionChanges:
         self._apps = apps
         self._functions = functions
         self._dependencies = dependencies
-        self._web_url_of = web_url_of
+        self._addresses = addresses
 
     async def named(self, app_name: str, tag: str, environment_name: str, version: int, caller: Caller) -> str:
         """The id of a deployed Function, or of its variant that is pinned to a version of the app."""
@@ -83,12 +93,13 @@ class FunctionChanges:
         if not is_new:
             row = self._existing(function_id, request.app_id, caller)
             definition_id = row.draft_definition_id
+        await self._addresses.claim(definitions.web_functions(request, function_id, request.app_id))
         handle = definitions.handle_of(
             request,
             function_id=function_id,
             app_id=request.app_id,
             definition_id=definition_id,
-            web_url_of=self._web_url_of,
+            address_of=self._addresses.address_of,
         )
         if is_new:
             row = FunctionRow(
@@ -114,6 +125,7 @@ class FunctionChanges:
         row = None
         if request.existing_function_id or self._functions.has(function_id):
             row = self._existing(function_id, request.app_id, caller)
+        await self._addresses.claim(definitions.web_functions(ranked[0], function_id, request.app_id))
         definition_id = definitions.definition_id(function_id, content, caller.sdk_version)
         definition = DefinitionRow(
             definition_id=definition_id,
@@ -153,8 +165,8 @@ class FunctionChanges:
         self, function_id: str, definition: Definition
     ) -> tuple[api_pb2.FunctionHandleMetadata, api_pb2.FunctionData]:
         """What FunctionCreate answers: of the definition just made, live or not."""
-        handle = self._functions.handle_at(self._functions.row(function_id), definition)
-        return handle, definitions.function_data(definition.functions, handle)
+        row = self._functions.row(function_id)
+        return self._functions.handle_at(row, definition), self._functions.data_at(row, definition)
 
     async def bind(
         self,
@@ -220,9 +232,23 @@ class FunctionChanges:
             raise InvalidArgument(
                 f"min_containers ({settings.min_containers}) cannot be above max_containers ({settings.max_containers})"
             )
-        stored = merged.SerializeToString()
-        await self._database.write(lambda c: storage.set_autoscaler_override(c, [function_id], stored))
-        self._functions.keep(msgspec.structs.replace(self._functions.row(function_id), autoscaler_override=stored))
+        if settings.min_containers and self._functions.needs_parameters(function_id):
+            raise InvalidArgument(
+                f"'{row.name}' has parameters, so no container of it can be kept without them: "
+                "set min_containers on an instance, as in MyClass(x=1).update_autoscaler(min_containers=1)"
+            )
+        by = api_pb2.AutoscalerConfiguration.FromString(row.autoscaler_events or b"")
+        for field, _ in override.ListFields():
+            event = by.override_events[field.name]
+            event.timestamp, event.user_id = self._clock.now(), caller.token_id or caller.task_id
+            event.requested_by = caller.name or caller.task_id or caller.workspace
+        stored, events = merged.SerializeToString(), by.SerializeToString()
+        await self._database.write(lambda c: storage.set_autoscaler_override(c, [function_id], stored, events))
+        self._functions.keep(
+            msgspec.structs.replace(
+                self._functions.row(function_id), autoscaler_override=stored, autoscaler_events=events
+            )
+        )
         for callback in self.when_rescaled:
             callback(function_id)
         return settings

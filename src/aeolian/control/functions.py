@@ -312,6 +312,12 @@ class Functions:
         defined = pool_settings.defined_autoscaler(function)
         return msgspec.structs.replace(defined, min_containers=pool.min_containers)
 
+    def needs_parameters(self, function_id: str) -> bool:
+        """Whether this is a class with parameters: only its variants, which have them bound, are ever called."""
+        row = self.row(function_id)
+        definition, _ = self.definition(row)
+        return not row.base_function_id and bool(definition.functions[0].class_parameter_info.schema)
+
     def _workspace(self, row: FunctionRow) -> str:
         app = self._apps.known(row.app_id)
         return app.workspace if app else ""

@@ -3,6 +3,7 @@
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
+from aeolian.control import autoscaler
 from aeolian.control.apps import Apps
 from aeolian.control.containers import Containers
 from aeolian.control.functions import Functions
@@ -95,13 +96,17 @@ class ContainerRpcs:
     async def FunctionGetDynamicConcurrency(
         self, request: api_pb2.FunctionGetDynamicConcurrencyRequest, caller: Caller
     ) -> api_pb2.FunctionGetDynamicConcurrencyResponse:
-        """How many inputs a container should take at a time: more than its target only while others wait."""
+        """Asked every few seconds by containers that may take more inputs at a time than they should."""
         if not caller.is_container:
             raise PermissionDenied("only a container may ask how many inputs it should take")
         pool = self._pools.get(caller.function_id)
-        crowded = pool is not None and pool.num_queued > 0
-        concurrency = request.max_concurrency if crowded else request.target_concurrency
-        return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=max(1, concurrency))
+        num_inputs = self._pools.num_unfinished(caller.function_id)
+        num_ready = sum(container.takes_inputs for container in pool.containers.values()) if pool is not None else 0
+        return api_pb2.FunctionGetDynamicConcurrencyResponse(
+            concurrency=autoscaler.concurrency(
+                num_inputs, num_ready, request.target_concurrency, request.max_concurrency
+            )
+        )
 
     async def TaskCurrentInputs(self, request: Empty, caller: Caller) -> api_pb2.TaskCurrentInputsResponse:
         container = self._containers.get(caller.task_id)

@@ -90,6 +90,7 @@ class FunctionRpcs:
             default_settings=_settings(AutoscalerSettings()),
             static_settings=_settings(defined),
         )
+        configuration.MergeFromString(row.autoscaler_events or b"")
         configuration.override_settings.ParseFromString(row.autoscaler_override)
         return api_pb2.FunctionGetSchedulingParamsResponse(autoscaler_configuration=configuration)
 
