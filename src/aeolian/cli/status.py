@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aeolian.cli.settings import load_of
-from aeolian.cli.status_report import AppStatus, ContainerStatus, ProcessStatus, Report, report
+from aeolian.cli.status_report import AppStatus, ContainerStatus, ProcessStatus, Report, ScheduleStatus, report
 from aeolian.cli.tables import console, table
 
 
@@ -37,6 +37,8 @@ def page(found: Report, now: float) -> RenderableType:
         blocks += ["", _heading("Processes"), _processes(found.processes, now)]
     if found.apps:
         blocks += ["", _heading("Apps"), _apps(found.apps)]
+    if found.schedules:
+        blocks += ["", _heading("What runs next by itself"), _schedules(found.schedules, now)]
     if found.starts:
         blocks += ["", _heading("Latest container starts, ms"), starts_table(found.starts)]
     return Group(*blocks)
@@ -102,6 +104,15 @@ def _apps(apps: Iterable[AppStatus]) -> Table:
     for app in apps:
         state = app.state.replace("_", " ")
         rows.add_row(app.name, app.app_id, app.environment_name, state, str(app.version), str(app.num_containers))
+    return rows
+
+
+def _schedules(schedules: Iterable[ScheduleStatus], now: float) -> Table:
+    rows = table("function", "schedule", "next run", "in")
+    for function in schedules:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(function.next_at))
+        name = f"{function.app_name}.{function.function_name}"
+        rows.add_row(name, function.schedule, at, _duration(function.next_at - now))
     return rows
 
 

@@ -18,7 +18,7 @@ from aeolian.cli.settings import Settings
 from aeolian.cli.supervisor import ChildRecord
 from aeolian.domain.apps import App
 from aeolian.domain.containers import HookTiming
-from aeolian.storage import apps, containers, functions, volumes
+from aeolian.storage import apps, containers, functions, schedules, volumes
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):
@@ -57,6 +57,16 @@ class ContainerStatus(msgspec.Struct, frozen=True):
     """What its start consisted of, in order."""
 
 
+class ScheduleStatus(msgspec.Struct, frozen=True):
+    """A Function of a deployed App that runs by itself."""
+
+    app_name: str
+    function_name: str
+    schedule: str
+    next_at: float
+    """When it runs at next (epoch seconds)."""
+
+
 class Report(msgspec.Struct, frozen=True):
     version: str
     data_dir: str
@@ -68,6 +78,8 @@ class Report(msgspec.Struct, frozen=True):
     """0: `aeolian up` does not run."""
     processes: tuple[ProcessStatus, ...]
     apps: tuple[AppStatus, ...]
+    schedules: tuple[ScheduleStatus, ...]
+    """The one that runs first comes first."""
     starts: tuple[ContainerStatus, ...]
     """The latest containers, the newest first."""
     num_running: int
@@ -102,7 +114,8 @@ def _read(connection: Connection, num_starts: int) -> dict:
     living = apps.list_living(connection)
     running = containers.unfinished(connection)
     latest = containers.latest(connection, num_starts)
-    function_names = functions.names_of(connection, {row.function_id for row in latest})
+    scheduled = schedules.list_all(connection)
+    function_names = functions.names_of(connection, {row.function_id for row in (*latest, *scheduled)})
     known = {app.app_id: app for app in living}
     for app_id in {row.app_id for row in latest} - known.keys():
         if (app := apps.get_app(connection, app_id)) is not None:
@@ -132,8 +145,19 @@ def _read(connection: Connection, num_starts: int) -> dict:
         )
         for row in latest
     ]
+    schedule_status = [
+        ScheduleStatus(
+            app_name=_name(known[function.app_id]),
+            function_name=function_names.get(function.function_id, function.function_id),
+            schedule=str(function.schedule),
+            next_at=function.next_at,
+        )
+        for function in scheduled
+        if function.app_id in known
+    ]
     return {
         "apps": tuple(app_status),
+        "schedules": tuple(schedule_status),
         "starts": tuple(starts),
         "num_running": len(running),
         "num_volumes": volumes.count(connection),
