@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aeolian.control.autoscaler import PoolPlan, PoolView, plan
+from aeolian.control.autoscaler import PoolPlan, PoolView, concurrency, plan
 
 NOW = 1000.0
 
@@ -118,6 +118,14 @@ def test_how_many_containers_are_started(view, start):
 )
 def test_which_containers_are_stopped(view, stop):
     assert list(plan(view, NOW, num_cores=2).stop) == stop
+
+
+@pytest.mark.parametrize(
+    ("num_inputs", "num_ready", "at_a_time"),
+    [(0, 0, 2), (4, 2, 2), (5, 2, 10), (5, 3, 2), (1, 0, 10), (1000, 2, 10)],
+)
+def test_containers_take_more_than_their_target_only_while_there_are_too_few_of_them(num_inputs, num_ready, at_a_time):
+    assert concurrency(num_inputs, num_ready, target=2, maximum=10) == at_a_time
 
 
 small = st.integers(0, 6)
