@@ -6,6 +6,7 @@ import pytest
 from modal_proto import api_pb2
 
 from aeolian.control.apps import Apps
+from aeolian.control.definitions import WebAddress
 from aeolian.control.deployments import Deployments, Publication
 from aeolian.control.fleet import NoFleet
 from aeolian.control.function_changes import FunctionChanges
@@ -37,6 +38,13 @@ class Everything:
         return {object_id: api_pb2.Object(object_id=object_id) for object_id in object_ids}
 
 
+class NoAddresses:
+    async def claim(self, webs): ...
+
+    def address_of(self, web):
+        return WebAddress("")
+
+
 class SlowFleet(NoFleet):
     """Containers that end when the test says so."""
 
@@ -62,10 +70,9 @@ class Services:
         self.logs = AppLogs(self.database, self.clock)
         await self.logs.open()
         self.apps = Apps(self.database, self.clock, AnyEnvironments(), self.logs)
-        self.functions = Functions(self.database, self.apps, lambda web: "")
-        self.changes = FunctionChanges(
-            self.database, self.clock, self.apps, self.functions, Everything(), lambda web: ""
-        )
+        addresses = NoAddresses()
+        self.functions = Functions(self.database, self.apps, addresses.address_of)
+        self.changes = FunctionChanges(self.database, self.clock, self.apps, self.functions, Everything(), addresses)
         schedules = Schedules(self.database, self.clock, self.apps, self.functions, calls=None)
         self.deployments = Deployments(self.database, self.clock, self.apps, self.functions, schedules)
         await self.apps.load()

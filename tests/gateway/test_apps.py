@@ -4,6 +4,7 @@ import aiohttp
 import pytest
 
 from aeolian.control.apps import Apps
+from aeolian.control.definitions import WebAddress
 from aeolian.control.environments import Environments
 from aeolian.control.functions import Functions
 from aeolian.control.logs import AppLogs
@@ -27,7 +28,7 @@ async def apps(tmp_path):
     logs = AppLogs(database, ManualClock())
     await logs.open()
     apps = Apps(database, ManualClock(), environments, logs)
-    gateway = Gateway(AppPages(apps, Functions(database, apps, lambda _: "")).routes())
+    gateway = Gateway(AppPages(apps, Functions(database, apps, lambda _: WebAddress(""))).routes())
     await gateway.start(tmp_path / "http.sock")
     yield apps
     await gateway.stop()

@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import grpc
@@ -16,7 +17,7 @@ from modal_proto import api_pb2
 
 from aeolian.control.apps import Apps, NoFleet
 from aeolian.control.classes import Classes
-from aeolian.control.definitions import WebFunction
+from aeolian.control.definitions import WebAddress, WebFunction
 from aeolian.control.deployments import Deployments
 from aeolian.control.function_changes import FunctionChanges
 from aeolian.control.functions import Functions
@@ -147,8 +148,13 @@ class OtherRpcs:
         return api_pb2.ObjectSuggestResponse()
 
 
-def web_url_of(web: WebFunction) -> str:
-    return f"http://web.test/{web.function_id}/{web.method_name}"
+class SomeAddresses:
+    """Everybody has an address."""
+
+    async def claim(self, webs: Sequence[WebFunction]) -> None: ...
+
+    def address_of(self, web: WebFunction) -> WebAddress:
+        return WebAddress(f"http://web.test/{web.function_id}/{web.method_name}")
 
 
 class AppServer:
@@ -167,8 +173,9 @@ class AppServer:
         self.database.open()
         self.logs = AppLogs(self.database, self.clock)
         self.apps = Apps(self.database, self.clock, SomeEnvironments(), self.logs)
-        self.functions = Functions(self.database, self.apps, web_url_of)
-        self.changes = FunctionChanges(self.database, self.clock, self.apps, self.functions, self.known, web_url_of)
+        addresses = SomeAddresses()
+        self.functions = Functions(self.database, self.apps, addresses.address_of)
+        self.changes = FunctionChanges(self.database, self.clock, self.apps, self.functions, self.known, addresses)
         self.logs.root_function_of = self.functions.base_function_id
         self.apps.fleet = self.fleet
         schedules = Schedules(self.database, self.clock, self.apps, self.functions, calls=None)

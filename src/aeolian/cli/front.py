@@ -1,7 +1,7 @@
 """The front: holds the public ports, ends TLS and passes bytes on to the server's sockets.
 
-It listens on sockets that the supervisor opened and keeps open, so that neither a restart of the server nor one of
-the front itself refuses a connection.
+It listens on sockets that the supervisor opened and keeps open, and on those of web functions, which server and front
+both keep (`front_ports`): neither a restart of the server nor one of the front itself refuses a connection.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvloop
 
+from aeolian.cli.front_ports import FrontPorts
 from aeolian.cli.settings import Settings, load
 from aeolian.domain.errors import InvalidArgument
 from aeolian.worker.splice import Splice
@@ -23,7 +24,7 @@ from aeolian.worker.splice import Splice
 log = logging.getLogger(__name__)
 
 
-async def serve(settings: Settings, grpc: socket.socket, http: socket.socket) -> None:
+async def serve(settings: Settings, grpc: socket.socket, http: socket.socket, links: socket.socket) -> None:
     """Pass connections on until SIGTERM."""
     grpc_splice, http_splice = Splice(settings.grpc_socket), Splice(settings.http_socket)
     stop = asyncio.Event()
@@ -33,7 +34,9 @@ async def serve(settings: Settings, grpc: socket.socket, http: socket.socket) ->
         stack.push_async_callback(grpc_splice.close)
         stack.push_async_callback(http_splice.close)
         await grpc_splice.listen(grpc, tls_context(settings, ["h2"]))
-        await http_splice.listen(http, tls_context(settings, ["http/1.1"]))
+        tls = tls_context(settings, ["http/1.1"])
+        await http_splice.listen(http, tls, has_preface=True)
+        await stack.enter_async_context(FrontPorts(links, {settings.http_socket: http_splice}, tls))
         log.info("passing on %s and %s", settings.grpc_url, settings.http_url)
         await stop.wait()
 
@@ -66,13 +69,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--grpc-fd", type=int, required=True)
     parser.add_argument("--http-fd", type=int, required=True)
+    parser.add_argument("--links-fd", type=int, required=True)
     arguments = parser.parse_args()
     settings = load(arguments.config)
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     raise_file_limit()
     grpc, http = socket.socket(fileno=arguments.grpc_fd), socket.socket(fileno=arguments.http_fd)
+    links = socket.socket(fileno=arguments.links_fd)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, grpc, http))
+        runner.run(serve(settings, grpc, http, links))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ from modal_proto import api_pb2
 
 from aeolian.cli import client_token
 from aeolian.cli.client_token import ClientToken
-from aeolian.cli.settings import Settings
+from aeolian.cli.listening import resolve
+from aeolian.cli.settings import Settings, web_site
+from aeolian.control.access import Access
 from aeolian.control.apps import Apps
+from aeolian.control.audit import AuditTrail
 from aeolian.control.autoscaling import Autoscaling
 from aeolian.control.blobs import Blobs
 from aeolian.control.call_history import CallHistory
@@ -20,13 +23,13 @@ from aeolian.control.container_history import ContainerHistory
 from aeolian.control.container_specs import ContainerSpecs
 from aeolian.control.containers import Containers
 from aeolian.control.data_channels import DataChannels
-from aeolian.control.definitions import WebFunction
 from aeolian.control.dependencies import Dependencies
 from aeolian.control.deployments import Deployments
 from aeolian.control.dicts import Dicts
 from aeolian.control.environments import Environments
 from aeolian.control.function_changes import FunctionChanges
 from aeolian.control.functions import Functions
+from aeolian.control.homes import homes
 from aeolian.control.images import Images
 from aeolian.control.log_history import LogHistory
 from aeolian.control.logs import AppLogs
@@ -42,15 +45,20 @@ from aeolian.control.volume_collector import VolumeCollector
 from aeolian.control.volume_commits import VolumeCommits
 from aeolian.control.volume_contents import VolumeContents
 from aeolian.control.volumes import Volumes
+from aeolian.control.watched import Watched
+from aeolian.control.web_urls import WebUrls
 from aeolian.control.workers import Workers
 from aeolian.domain.caller import Caller
 from aeolian.domain.calls import Tickets
 from aeolian.domain.clock import SystemClock
-from aeolian.domain.errors import FailedPrecondition
+from aeolian.domain.errors import FailedPrecondition, Unimplemented
 from aeolian.domain.link import ForgetVolumes
 from aeolian.gateway.app import Gateway
 from aeolian.gateway.apps import AppPages
 from aeolian.gateway.blobs import BlobRoutes
+from aeolian.gateway.ingress import Ingress
+from aeolian.gateway.listeners import Listeners
+from aeolian.gateway.metrics import MetricRoutes, measure
 from aeolian.gateway.volumes import VolumeRoutes
 from aeolian.protocol.apps import AppRpcs
 from aeolian.protocol.blobs import BlobRpcs
@@ -60,6 +68,7 @@ from aeolian.protocol.containers import ContainerRpcs
 from aeolian.protocol.dicts import DictRpcs
 from aeolian.protocol.environments import EnvironmentRpcs
 from aeolian.protocol.functions import FunctionRpcs
+from aeolian.protocol.guard import Guard
 from aeolian.protocol.images import ImageRpcs
 from aeolian.protocol.logs import LogRpcs
 from aeolian.protocol.mounts import MountRpcs
@@ -81,11 +90,6 @@ from aeolian.worker.link import TASK_KEY
 log = logging.getLogger(__name__)
 
 
-def no_web_url(function: WebFunction) -> str:
-    """Web endpoints are not served yet: clients are told no address."""
-    return ""
-
-
 class Services:
     """`async with Services(settings):` — everything that the server does, but for its sockets."""
 
@@ -98,7 +102,9 @@ class Services:
         self.environments = environments = Environments(database, clock)
         self.logs = AppLogs(database, clock)
         self.apps = Apps(database, clock, environments, self.logs)
-        self.functions = Functions(database, self.apps, no_web_url)
+        self.listeners = Listeners(resolve(settings.host), settings.front_socket, settings.http_socket)
+        self.web_urls = WebUrls(database, clock, self.apps, environments, self.listeners, web_site(settings))
+        self.functions = self.web_urls.functions = Functions(database, self.apps, self.web_urls.address_of)
         self.logs.root_function_of = self.functions.base_function_id
         urls = SignedUrls(load_key(settings.keys_dir), settings.http_url, clock)
         content = ContentStore(settings.content_dir)
@@ -158,17 +164,30 @@ class Services:
                 "cs": self.classes.describe,
             }
         )
-        self.changes = FunctionChanges(database, clock, self.apps, self.functions, dependencies, no_web_url)
+        self.changes = FunctionChanges(database, clock, self.apps, self.functions, dependencies, self.web_urls)
         self.schedules = Schedules(database, clock, self.apps, self.functions, self.calls)
         self.deployments = Deployments(database, clock, self.apps, self.functions, self.schedules)
         self._clock = clock
         self._tickets = Tickets(keys.load_or_create(settings.keys_dir, "tickets"))
         self._token = worker_token(settings.keys_dir)
         self._callers = ContainerCallers(
-            self._token, self.containers, self.workers, self.apps, workspace=settings.workspace
+            self._token, self.containers, self.workers, self.apps, environments, workspace=settings.workspace
         )
-        routes = (AppPages(self.apps, self.functions), BlobRoutes(self.blobs), VolumeRoutes(self.contents))
-        self.gateway = Gateway([route for group in routes for route in group.routes()])
+        access = Access(environments, homes(database, self.apps, self.calls, self.containers))
+        self.audit = AuditTrail(database, clock)
+        self.guard = Guard(access, self.audit, self._tickets.read_call)
+        watched = Watched(self.apps, self.functions, self.calls, self.pools, self.containers, self.workers)
+        self.metrics = watched.metrics
+        routes = (
+            AppPages(self.apps, self.functions),
+            BlobRoutes(self.blobs),
+            VolumeRoutes(self.contents),
+            MetricRoutes(self.metrics, self.tokens.authenticate),
+        )
+        ingress = Ingress(self.web_urls, _not_yet, _not_yet)
+        self.gateway = Gateway(
+            [route for group in routes for route in group.routes()], [measure(self.metrics), ingress.middleware]
+        )
         self.links = WorkerLinks(
             self._token,
             self.recovery,
@@ -200,6 +219,7 @@ class Services:
         for owner in owners:
             self.environments.when_deleted.append(_without_who(owner.delete_in))
         self.environments.when_deleted.append(_without_who(self.images.names.delete_in))
+        self.environments.when_deleted.append(_without_who(self.tokens.environment_deleted))
         self.containers.when_ended.append(self.images.container_ended)
 
     # ---- life -------------------------------------------------------------------------------------------
@@ -223,6 +243,10 @@ class Services:
             stack.push_async_callback(service.close)
         await self.apps.load()
         await self.functions.load()
+        await self.listeners.start()
+        stack.callback(self.listeners.stop)
+        await self.web_urls.load()
+        self.listeners.close_others()
         await self.blobs.open(self._clock, self._blobs_in_use)
         stack.push_async_callback(self.blobs.close)
         stack.push_async_callback(self.calls.close)
@@ -297,6 +321,10 @@ class Services:
             VolumeRpcs(self.volumes, self.contents),
             WorkspaceRpcs(self.tokens, self.apps, self.functions),
         ]
+
+
+async def _not_yet(request, target):
+    raise Unimplemented("web functions of this kind are not served yet")
 
 
 def _without_who(delete: Callable[[str], Awaitable[None]]) -> Callable[[str, str], Awaitable[None]]:

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument
+from aeolian.domain.web import Site
 
 MAX_PATH_BYTES = 85
 """Of a data directory: a Unix socket's whole path may have 107 on Linux, 103 elsewhere."""
@@ -31,6 +32,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How clients reach the gRPC face, `http://127.0.0.1:9900`."""
     http_url: str
     """How clients and containers reach the HTTP face; base of every blob URL. No slash at the end."""
+    public_host: str = "127.0.0.1"
+    """Name or address by which clients reach this machine."""
+    web_port: int = 0
+    """The first of the ports of web functions; 0 = any free ones."""
+    domain: str = ""
+    """Web functions have host names below it, on the HTTP port; "" = each has a port."""
     runtime: RuntimeChoice = "auto"
     database_url: str = ""
     """SQLAlchemy URL; "" = SQLite at `D/aeolian.db`. Read `database` instead."""
@@ -95,9 +102,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.run_dir / "http.sock"
 
     @property
+    def front_socket(self) -> Path:
+        """Where the server hands the ports of web functions to the front."""
+        return self.run_dir / "front.sock"
+
+    @property
     def worker_socket(self) -> Path:
         """Where workers on this machine dial the server."""
         return self.run_dir / "worker.sock"
+
+    @property
+    def ports_socket(self) -> Path:
+        """Where the server asks the worker for connections to ports of its containers."""
+        return self.run_dir / "ports.sock"
 
     @property
     def runtime_path(self) -> Path:
@@ -107,6 +124,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def path(self) -> Path:
         return settings_path(self.data_dir)
+
+
+def web_site(settings: Settings) -> Site:
+    """How clients reach web functions."""
+    scheme = settings.http_url.partition(":")[0]
+    if not settings.domain:
+        return Site(scheme, settings.public_host, first_port=settings.web_port)
+    outside, _, domain = settings.domain.rpartition("://")
+    domain, _, port = domain.partition(":")
+    if outside:  # a proxy before the HTTP port says how it is reached
+        return Site(outside, settings.public_host, domain, int(port or 0))
+    is_usual = settings.http_port == {"http": 80, "https": 443}[scheme]
+    return Site(scheme, settings.public_host, domain, 0 if is_usual else settings.http_port)
 
 
 def settings_path(data_dir: Path) -> Path:

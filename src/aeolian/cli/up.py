@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
@@ -19,11 +20,26 @@ from aeolian.cli.terminal import Terminal
 from aeolian.domain.errors import InvalidArgument
 from aeolian.storage import migrate
 from aeolian.worker import mounting
+from aeolian.worker.port_link import listen_for_links
 
 READY_PROBE_S = 0.05
 SLOW_START_S = 15.0
 WORKER_END_S = 30.0
 """What a worker may take beyond the drain: to end what is left, and to hand over outputs and logs."""
+
+
+DOMAIN = re.compile(r"(https?://)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:[0-9]{1,5})?")
+
+
+def checked_domain(domain: str) -> str:
+    """In the form in which it is compared. Raises InvalidArgument."""
+    domain = domain.rstrip("./").lower()
+    if domain and (not DOMAIN.fullmatch(domain) or (":" in domain and "://" not in domain)):
+        raise InvalidArgument(
+            f"--domain {domain} is no domain: write example.com, or https://example.com[:PORT] when a proxy before the "
+            "HTTP port ends TLS"
+        )
+    return domain
 
 
 def prepare(
@@ -32,6 +48,8 @@ def prepare(
     host: str,
     grpc_port: int,
     http_port: int,
+    web_port: int,
+    domain: str,
     runtime: RuntimeChoice,
     database_url: str,
     public_host: str,
@@ -57,6 +75,7 @@ def prepare(
     try:
         grpc = listening.listen(host, grpc_port, "--grpc-port")
         http = listening.listen(host, http_port, "--http-port")
+        domain = checked_domain(domain)
         scheme = "http" if tls_certificate is None else "https"
         reached_at = public_host or listening.public_host(host)
         settings = Settings(
@@ -64,6 +83,9 @@ def prepare(
             host=host,
             grpc_port=grpc.getsockname()[1],
             http_port=http.getsockname()[1],
+            web_port=web_port,
+            domain=domain,
+            public_host=reached_at,
             grpc_url=f"{scheme}://{reached_at}:{grpc.getsockname()[1]}",
             http_url=f"{scheme}://{reached_at}:{http.getsockname()[1]}",
             runtime=runtime,
@@ -80,19 +102,20 @@ def prepare(
         raise
 
 
-def processes(settings: Settings, grpc: socket.socket, http: socket.socket) -> list[ChildSpec]:
+def processes(settings: Settings, grpc: socket.socket, http: socket.socket, links: socket.socket) -> list[ChildSpec]:
     """What `aeolian up` keeps running, in the order of starting; stopped from the last to the first.
 
     The worker ends first, while the server still takes its outputs and logs.
     """
     config = str(settings.path)
     python = (sys.executable, "-m")
-    sockets = ("--grpc-fd", str(grpc.fileno()), "--http-fd", str(http.fileno()))
+    sockets = {"--grpc-fd": grpc.fileno(), "--http-fd": http.fileno(), "--links-fd": links.fileno()}
+    options = [word for option, descriptor in sockets.items() for word in (option, str(descriptor))]
     return [
         ChildSpec(
             "front",
-            (*python, "aeolian.cli.front", "--config", config, *sockets),
-            pass_fds=(grpc.fileno(), http.fileno()),
+            (*python, "aeolian.cli.front", "--config", config, *options),
+            pass_fds=tuple(sockets.values()),
             stop_s=5,
         ),
         ChildSpec("server", (*python, "aeolian.cli.server", "--config", config), stop_s=15, has_spare=True),
@@ -133,7 +156,7 @@ async def supervise(settings: Settings, specs: list[ChildSpec], terminal: Termin
         welcome.cancel()
         if sys.platform == "linux":
             mounting.unmount_leftovers(settings.data_dir)  # of a worker that had to be killed
-        for path in (settings.grpc_socket, settings.http_socket, settings.worker_socket):
+        for path in (settings.grpc_socket, settings.http_socket, settings.worker_socket, settings.front_socket):
             path.unlink(missing_ok=True)
 
 
@@ -175,6 +198,19 @@ async def _until_it_answers(settings: Settings) -> None:
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=9900, show_default=True, help="0 = any free port.")
 @click.option("--http-port", type=click.IntRange(0, 65535), default=9901, show_default=True, help="0 = any free port.")
 @click.option(
+    "--web-port",
+    type=click.IntRange(0, 65535),
+    default=9910,
+    show_default=True,
+    help="The first of the ports of web functions, one for each; 0 = any free ones.",
+)
+@click.option(
+    "--domain",
+    default="",
+    metavar="NAME",
+    help="Give web functions host names below this domain instead, on the HTTP port; https://NAME if a proxy ends TLS.",
+)
+@click.option(
     "--runtime",
     type=click.Choice(["auto", "gvisor", "native", "process"]),
     default="auto",
@@ -205,12 +241,13 @@ def up(data_dir: Path, **options) -> None:
     """Start Aeolian on this machine, in the foreground."""
     settings, lock, grpc, http = prepare(data_dir=data_dir, **options)
     terminal = Terminal(settings.data_dir / "logs")
+    links = listen_for_links(str(settings.front_socket))
     try:
         save(settings)
-        asyncio.run(supervise(settings, processes(settings, grpc, http), terminal))
+        asyncio.run(supervise(settings, processes(settings, grpc, http, links), terminal))
         terminal.say("stopped")
     finally:
         terminal.close()
-        grpc.close()
-        http.close()
+        for sock in (grpc, http, links):
+            sock.close()
         lock.release()

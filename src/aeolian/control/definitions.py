@@ -260,9 +260,7 @@ def function_data(
 ) -> api_pb2.FunctionData:
     """The definition as FunctionGet and FunctionCreate give it back, without the code."""
     data = api_pb2.FunctionData()
-    addresses = {
-        web.method_name: address_of(web) for web in web_functions(functions[0], function_id, handle.app_id)
-    }
+    addresses = {web.method_name: address_of(web) for web in web_functions(functions[0], function_id, handle.app_id)}
     for rank, function in enumerate(functions):
         copy = data.ranked_functions.add(rank=rank).function
         copy.CopyFrom(function)

@@ -60,11 +60,25 @@ class Splice:
     def num_passing(self) -> int:
         return len(self._ends) // 2
 
-    async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Accept on `sock` (bound; listening or not) from now on. The socket belongs to the splice afterwards."""
+    async def listen(
+        self, sock: socket.socket, tls: ssl.SSLContext | None = None, *, has_preface: bool = False
+    ) -> asyncio.AbstractServer:
+        """Accept on `sock` (bound; listening or not) until what is returned is closed. The socket belongs to it.
+
+        With a preface the destination is told first who connected, and where: the line of version 1 of the PROXY
+        protocol.
+        """
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Client(self._accept), sock=sock, backlog=BACKLOG, ssl=tls)
+        server = await loop.create_server(
+            lambda: _Client(self._accept, has_preface), sock=sock, backlog=BACKLOG, ssl=tls
+        )
         self._servers.append(server)
+        return server
+
+    def stop_listening(self, server: asyncio.AbstractServer) -> None:
+        """Accept no more there; established connections go on."""
+        server.close()
+        self._servers.remove(server)
 
     async def close(self) -> None:
         """Accept no more and close every connection."""
@@ -129,6 +143,12 @@ class Splice:
                     return
 
 
+def preface_of(transport: asyncio.BaseTransport) -> bytes:
+    """`PROXY TCP4 <client> <address> <its port> <our port>`, of an accepted connection."""
+    client, here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+    return f"PROXY TCP4 {client[0]} {here[0]} {client[1]} {here[1]}\r\n".encode()
+
+
 class _End(asyncio.Protocol):
     """One end of a passed connection."""
 
@@ -169,8 +189,9 @@ class _End(asyncio.Protocol):
 class _Client(_End):
     """The accepted end. What arrives before the destination is reached is kept."""
 
-    def __init__(self, accept: Callable[["_Client"], None]):
+    def __init__(self, accept: Callable[["_Client"], None], has_preface: bool = False):
         self._accept = accept
+        self._has_preface = has_preface
         self._early: list[bytes] = []
         self._early_bytes = 0
         self._lost: asyncio.Future | None = None
@@ -196,6 +217,8 @@ class _Client(_End):
     def join(self, server: "_Server") -> None:
         """The destination is reached: hand over what was kept."""
         self.other = server
+        if self._has_preface:
+            server.transport.write(preface_of(self.transport))
         for data in self._early:
             server.transport.write(data)
         if self._early_bytes > MAX_HELD_BYTES:
