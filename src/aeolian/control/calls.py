@@ -40,6 +40,7 @@ from aeolian.domain.clock import Clock
 from aeolian.domain.containers import ExitStatus
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound, PayloadTooLarge, ResourceExhausted
 from aeolian.domain.ids import content_id, new_id
+from aeolian.domain.telemetry import FinishedInput
 from aeolian.storage import calls as storage
 from aeolian.storage.database import Database, kept_reply
 
@@ -87,6 +88,8 @@ class Calls:
         self._outputs = CallOutputs(database, clock)
         self.open_inputs = OpenInputs(database, clock, self._journal, self._memory, queue)
         self._retries = InputRetries(clock, functions, self._journal, queue)
+        self.when_output: list[Callable[[FinishedInput], None]] = []
+        """Called with each input that has its output."""
         self._finishing: set[asyncio.Task] = set()
         """What ends the queued inputs of large calls that were cancelled."""
         self._opened_at = 0.0
@@ -326,8 +329,28 @@ class Calls:
             }
         )
         self._journal.after_commit(lambda: call.publish(Output(seq, item.idx, item.retry_count, status, raw)))
+        if self.when_output:
+            self._tell(item, status, output)
         if not call.num_unfinished:
             self.open_inputs.done(call)
+
+    def _tell(self, item: Input, status: Status, output: api_pb2.FunctionGetOutputsItem) -> None:
+        done = FinishedInput(
+            app_id=item.call.app_id,
+            function_id=item.call.function_id,
+            call_id=item.call.call_id,
+            idx=item.idx,
+            task_id=output.task_id,
+            status=status.name.lower(),
+            retry_count=item.retry_count,
+            parent_input_id=item.call.parent.input_id if item.call.parent is not None else "",
+            called_at=item.call.created_at,
+            created_at=item.created_at,
+            started_at=output.input_started_at,
+            finished_at=output.output_created_at,
+        )
+        for callback in self.when_output:
+            callback(done)
 
     def unfinished_input(self, input_id: str) -> Input | None:
         """Raises NotFound for what cannot be an input's id."""

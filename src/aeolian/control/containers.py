@@ -63,6 +63,10 @@ class Containers:
     ):
         self.when_ended: list[Callable[[Container], None]] = []
         """Called with each container that is gone."""
+        self.when_started: list[Callable[[Container], None]] = []
+        """Called with each container that asks for inputs for the first time."""
+        self.when_exited: list[Callable[[Container, ExitStatus], None]] = []
+        """As `when_ended`, with how it ended."""
         self._history = history
         self._clock = clock
         self._apps = apps
@@ -86,6 +90,7 @@ class Containers:
         for container in await self._history.unfinished():
             if (settings := self._settings(container.function_id)) is not None:
                 container.max_inputs = settings.max_inputs
+                container.is_shut_off = settings.restrict_modal_access
             self._containers[container.task_id] = container
             self._pools.add(container)
 
@@ -141,6 +146,7 @@ class Containers:
         if container.state is not ContainerState.PENDING:
             return
         container.revision = settings.revision
+        container.is_shut_off = settings.restrict_modal_access
         self._send_start(container, spec)
 
     def _send_start(self, container: Container, spec: ContainerSpec) -> None:
@@ -233,6 +239,8 @@ class Containers:
             pool.start_s += 0.5 * (took - pool.start_s)
         self._history.running(container)
         self._tell(container)
+        for callback in self.when_started:
+            callback(container)
 
     def wants_inputs(self, event: WantInputs) -> None:
         container = self._containers.get(event.task_id)
@@ -278,6 +286,8 @@ class Containers:
         self._calls.container_lost(held, None if lost_to_us else exit, explain(container.task_id, exit, last_lines))
         for callback in self.when_ended:
             callback(container)
+        for on_exit in self.when_exited:
+            on_exit(container, exit)
         self._tell(container)
         self._behind(self._close_logs(container, last_words))
 

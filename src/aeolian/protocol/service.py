@@ -26,8 +26,10 @@ from google.protobuf.message_factory import GetMessageClass
 from modal_proto import api_pb2
 
 from aeolian.domain.caller import Caller
-from aeolian.domain.errors import AeolianError, InvalidArgument
+from aeolian.domain.errors import AeolianError, InvalidArgument, PermissionDenied
+from aeolian.domain.roles import RULES, Right, is_audited
 from aeolian.protocol.errors import BUG, code_of, details_of, message_of
+from aeolian.protocol.guard import Guard, check_kind, right_for
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +39,14 @@ REPLY_LIFETIME_S = 180.0
 MAX_KEPT_REPLIES = 50_000
 MAX_KEPT_REPLY_BYTES = 256 << 10
 CLOSE_S = 2.0
+STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 FOREVER_S = 1e6
 ATTEMPTS = (("x-retry-attempt", ""), ("x-throttle-retry-attempt", "0"))
 """How often clients have sent a request before, and what it means when they do not say."""
 
 Authenticate = Callable[[dict[str, Any]], Awaitable[Caller]]
+Observe = Callable[[str, str, float], None]
+"""Called with the name of each RPC that was answered, the name of its status, and how many seconds it took."""
 
 
 class ReplyCache:
@@ -106,10 +111,23 @@ class ReplyCache:
 class ModalService(grpc.GenericRpcHandler):
     """The ModalClient service over a set of resource modules."""
 
-    def __init__(self, resources: Iterable[object], authenticate: Authenticate, *, open_methods: frozenset[str]):
-        """`open_methods`: RPCs that may be called without a token (the token flow itself)."""
+    def __init__(
+        self,
+        resources: Iterable[object],
+        authenticate: Authenticate,
+        *,
+        open_methods: frozenset[str],
+        guard: Guard | None = None,
+        observe: Observe | None = None,
+    ):
+        """`open_methods`: RPCs that may be called without a token (the token flow itself).
+
+        `guard` looks at the requests of callers with roles, which are refused without one.
+        """
         self._authenticate = authenticate
         self._open_methods = open_methods
+        self._guard = guard
+        self._observe = observe
         self._replies = ReplyCache()
         self._handlers: dict[str, grpc.RpcMethodHandler] = {}
         implementations = collect(resources)
@@ -129,25 +147,40 @@ class ModalService(grpc.GenericRpcHandler):
         request_class = GetMessageClass(method.input_type)
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream(method.name, request_class, implementation))
-        return grpc.unary_unary_rpc_method_handler(self._unary(method.name, request_class, implementation))
+        handle = self._unary(method.name, request_class, implementation)
+        if self._observe is not None:
+            handle = _observed(method.name, handle, self._observe)
+        return grpc.unary_unary_rpc_method_handler(handle)
 
     def _unary(self, name: str, request_class: type[Message], implementation):
         repeatable = name in REPEATABLE
+        rule = RULES.get(name)
+
+        is_recorded = self._guard is not None and rule is not None and is_audited(name)
 
         async def answer(request: Message, caller: Caller) -> bytes:
-            reply = await implementation(request, caller)
+            if is_recorded:
+                reply = await self._recorded(name, implementation, request, caller)
+            else:
+                reply = await implementation(request, caller)
             return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
         async def handle(raw: bytes, context: grpc.aio.ServicerContext):
+            request = caller = None
             try:
                 caller = await self._caller(name, context)
                 if implementation is None:
                     await _refuse_unimplemented(name, caller, context)
                 request = _parse(request_class, raw, name)
+                check_kind(name, rule, caller)
+                if caller.roles is not None:
+                    await self._check(name, request, caller)
                 if repeatable:
                     return await self._replies.once(caller.once(name), lambda: answer(request, caller))
                 return await answer(request, caller)
             except AeolianError as error:
+                if isinstance(error, PermissionDenied) and self._guard is not None and request is not None:
+                    await self._guard.refused(name, request, caller)
                 await context.abort(code_of(error), message_of(error), details_of(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
@@ -157,16 +190,24 @@ class ModalService(grpc.GenericRpcHandler):
         return handle
 
     def _stream(self, name: str, request_class: type[Message], implementation):
+        rule = RULES.get(name)
+
         async def handle(raw: bytes, context: grpc.aio.ServicerContext):
+            request = caller = None
             try:
                 caller = await self._caller(name, context)
                 if implementation is None:
                     await _refuse_unimplemented(name, caller, context)
                 request = _parse(request_class, raw, name)
+                check_kind(name, rule, caller)
+                if caller.roles is not None:
+                    await self._check(name, request, caller)
                 async with contextlib.aclosing(implementation(request, caller)) as replies:
                     async for reply in replies:
                         await context.write(reply if isinstance(reply, bytes) else reply.SerializeToString())
             except AeolianError as error:
+                if isinstance(error, PermissionDenied) and self._guard is not None and request is not None:
+                    await self._guard.refused(name, request, caller)
                 await context.abort(code_of(error), message_of(error), details_of(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
@@ -174,6 +215,21 @@ class ModalService(grpc.GenericRpcHandler):
                 await _report_bug(name, context)
 
         return handle
+
+    async def _check(self, name: str, request: Message, caller: Caller) -> None:
+        if self._guard is None:
+            raise PermissionDenied(f"nobody can tell whether {caller.name or caller.task_id} may call {name}")
+        await self._guard.check(name, request, caller)
+
+    async def _recorded(self, name: str, implementation, request: Message, caller: Caller) -> Message | bytes:
+        """Carry it out, and have it in the audit trail before it is acknowledged."""
+        assert self._guard is not None
+        if right_for(RULES[name], request) is Right.READ or (caller.is_container and name.endswith("GetOrCreate")):
+            return await implementation(request, caller)
+        where = await self._guard.where(name, request, caller)  # before: afterwards it may be gone
+        reply = await implementation(request, caller)
+        await self._guard.done(name, request, reply, caller, where)
+        return reply
 
     async def _caller(self, name: str, context: grpc.aio.ServicerContext) -> Caller:
         metadata = {key: value for key, value in context.invocation_metadata() or ()}
@@ -186,6 +242,24 @@ class ModalService(grpc.GenericRpcHandler):
             may_repeat=any(metadata.get(name, unsaid) != "0" for name, unsaid in ATTEMPTS),
             time_left_s=left if left is not None and left < FOREVER_S else None,
         )
+
+
+def _observed(name: str, handle, observe: Observe):
+    async def observed(raw: bytes, context: grpc.aio.ServicerContext) -> bytes | None:
+        began_at, code = time.perf_counter(), "OK"
+        try:
+            return await handle(raw, context)
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except grpc.aio.AbortError:
+            status = context.code()
+            code = status.name if isinstance(status, grpc.StatusCode) else STATUS_NAMES.get(status, "UNKNOWN")
+            raise
+        finally:
+            observe(name, code, time.perf_counter() - began_at)
+
+    return observed
 
 
 def collect(resources: Iterable[object]) -> dict[str, Callable]:
