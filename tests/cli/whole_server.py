@@ -209,7 +209,12 @@ async def whole_server(
     async with Services(settings) as services:
         server = grpc.aio.server(options=GRPC_OPTIONS)
         extra = resources(services)
-        service = ModalService([*services.resources(), *extra], services.authenticate, open_methods=frozenset())
+        service = ModalService(
+            [*services.resources(), *extra],
+            services.authenticate,
+            open_methods=frozenset(),
+            guard=services.guard,
+        )
         server.add_generic_rpc_handlers((service, services.worker_calls))
         server.add_insecure_port(f"unix:{settings.grpc_socket}")
         await services.gateway.start(settings.http_socket)

@@ -41,7 +41,13 @@ async def serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with Services(settings) as services:
         server = grpc.aio.server(options=GRPC_OPTIONS)
-        service = ModalService(services.resources(), services.authenticate, open_methods=frozenset())
+        service = ModalService(
+            services.resources(),
+            services.authenticate,
+            open_methods=frozenset(),
+            guard=services.guard,
+            observe=services.metrics.rpc_answered,
+        )
         server.add_generic_rpc_handlers((service, services.worker_calls))
         await services.gateway.start(settings.http_socket)
         await services.links.start(settings.worker_socket)

@@ -29,6 +29,7 @@ class Container:
         "image_id",
         "is_last",
         "is_sent",
+        "is_shut_off",
         "max_inputs",
         "num_given",
         "num_waits",
@@ -72,6 +73,8 @@ class Container:
         self.enqueued_at = enqueued_at
         self.max_inputs = max_inputs
         self.attempt = attempt
+        self.is_shut_off = False
+        """It may do nothing but its own work (`restrict_modal_access`)."""
         self.state = ContainerState.PENDING
         self.started_at = 0.0
         """When it first asked for inputs."""

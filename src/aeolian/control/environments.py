@@ -16,11 +16,14 @@ from aeolian.storage.database import Database, kept_reply
 from aeolian.storage.environments import Environment
 
 DEFAULT_NAME = "main"
+RECHECK_S = 2.0
+"""How long what is known of their limits is believed: `aeolian quota` and `aeolian token` may have changed it."""
 BUILDER_VERSION = "2025.06"
 BUILDER_VERSIONS = ("2023.12", "2024.04", "2024.10", "2025.06", "2026.10", "PREVIEW")
 OLD_SDKS_KNOW = ("2023.12", "2024.04", "2024.10", "2025.06", "PREVIEW")
 NAME = re.compile(r"(?!en-)[a-zA-Z0-9][a-zA-Z0-9-_.]{0,63}", re.IGNORECASE)
 """What begins like an environment's id could be mistaken for one."""
+LIMITS = ("max_containers", "max_milli_cpu", "max_memory_mb", "max_gpus", "is_restricted")
 WEB_SUFFIX = re.compile(r"[a-z0-9-]{0,32}")
 
 
@@ -33,6 +36,7 @@ class Environments:
         self._database = database
         self._clock = clock
         self._by_name: dict[str, Environment] = {}
+        self._checked_at = clock.monotonic()
 
     async def load(self) -> None:
         """Read them all; make the default one at the first start."""
@@ -64,13 +68,37 @@ class Environments:
     def by_id(self, environment_id: str) -> Environment | None:
         return next((one for one in self._by_name.values() if one.id == environment_id), None)
 
+    def is_restricted(self, environment_id: str) -> bool:
+        """Whether its containers stay inside."""
+        environment = self.by_id(environment_id)
+        return environment is not None and environment.is_restricted
+
+    @property
+    def may_be_outdated(self) -> bool:
+        return self._clock.monotonic() - self._checked_at > RECHECK_S
+
+    async def refresh(self) -> None:
+        """Learn which limits other processes have set meanwhile."""
+        self._checked_at = self._clock.monotonic()
+        for stored in await self._database.read(storage.all_environments):
+            if (known := self.by_id(stored.id)) is not None:
+                limits = {name: getattr(stored, name) for name in LIMITS}
+                self._by_name[known.name] = msgspec.structs.replace(known, **limits)
+
+    async def set_limits(self, name: str, caller: Caller, **limits: int) -> Environment:
+        """Set some of LIMITS. Raises NotFound."""
+        environment = self.resolve(name, caller)
+        await self._database.write(lambda c: storage.update(c, environment.id, {**limits}))
+        await self.refresh()
+        return self.resolve(name, caller)
+
     def all(self) -> list[Environment]:
         return sorted(self._by_name.values(), key=lambda environment: environment.created_at)
 
-    async def create(self, name: str, *, once: str | None = None) -> Environment:
+    async def create(self, name: str, *, is_restricted: bool = False, once: str | None = None) -> Environment:
         """`once` names the request (`Database.write`). Raises InvalidArgument, AlreadyExists."""
         _check_name(name)
-        new = self._new(name)
+        new = msgspec.structs.replace(self._new(name), is_restricted=is_restricted)
 
         def insert(connection) -> Environment:
             if any(one.name == name for one in storage.all_environments(connection)):
@@ -89,6 +117,7 @@ class Environments:
         new_name: str | None = None,
         web_suffix: str | None = None,
         max_containers: int | None = None,
+        max_gpus: int | None = None,
         image_builder_version: str | None = None,
     ) -> Environment:
         """Change what is given. Raises NotFound, InvalidArgument, AlreadyExists."""
@@ -96,30 +125,33 @@ class Environments:
         if (done := await self._done_before(once)) is not None and (changed := self.by_id(done)) is not None:
             return changed
         before = self.resolve(name, caller)
-        after = before
+        changes: dict[str, str | int] = {}
         if new_name is not None and new_name != before.name:
             _check_name(new_name)
             if new_name in self._by_name:
                 raise AlreadyExists(f"an environment named '{new_name}' already exists")
-            after = msgspec.structs.replace(after, name=new_name)
+            changes["name"] = new_name
         if web_suffix is not None:
             if not WEB_SUFFIX.fullmatch(web_suffix):
                 raise InvalidArgument(f"{web_suffix!r} cannot be a web suffix: use up to 32 of a-z, 0-9 and dashes")
-            after = msgspec.structs.replace(after, web_suffix=web_suffix)
+            changes["web_suffix"] = web_suffix
         if max_containers is not None:
-            after = msgspec.structs.replace(after, max_containers=max(0, max_containers))
+            changes["max_containers"] = max(0, max_containers)
+        if max_gpus is not None:
+            changes["max_gpus"] = max(0, max_gpus)
         if image_builder_version:
             if image_builder_version not in BUILDER_VERSIONS:
                 raise InvalidArgument(
                     f"{image_builder_version!r} is no image builder version: use one of {', '.join(BUILDER_VERSIONS)}"
                 )
-            after = msgspec.structs.replace(after, image_builder_version=image_builder_version)
+            changes["image_builder_version"] = image_builder_version
 
         def change(connection: Connection) -> str:
-            storage.update(connection, after)
-            return after.id
+            storage.update(connection, before.id, changes)
+            return before.id
 
         await self._database.write(change, once=once)
+        after = msgspec.structs.replace(self.by_id(before.id) or before, **changes)
         del self._by_name[before.name]
         self._by_name[after.name] = after
         if after.name != before.name:

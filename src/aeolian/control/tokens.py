@@ -1,15 +1,24 @@
-"""Client tokens: who may use this server. Only hashes of their secrets are kept."""
+"""Client tokens: who may use this server, and what for. Only hashes of their secrets are kept.
+
+A service user is a token for a program: it has a name that nobody else has, and begins without any role.
+"""
 
 import base64
 import hashlib
 import hmac
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
+
+from sqlalchemy.engine import Connection
 
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
-from aeolian.domain.errors import NotFound, Unauthenticated
+from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
 from aeolian.domain.ids import new_id
+from aeolian.domain.roles import Role
+from aeolian.storage import environments as environment_storage
 from aeolian.storage import tokens as storage
 from aeolian.storage.database import Database
 from aeolian.storage.tokens import Token
@@ -19,6 +28,7 @@ USED_EVERY_S = 60.0
 """How exactly it is recorded when a token was used last."""
 RECHECK_S = 2.0
 """How long a token that was right is believed: `aeolian token` may have disabled or deleted it meanwhile."""
+SERVICE_USER_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 PYTHON_CLIENT_TYPES = ("1", "3", "7")
 REMEDY = "`aeolian connect --data-dir …` writes a working profile, `aeolian token list` shows the tokens there are"
 
@@ -33,8 +43,16 @@ class Tokens:
         """Tokens by their id and secret, and when they were last found to be right."""
         self._used_at: dict[str, float] = {}
 
-    async def create(self, name: str, workspace: str, *, expires_at: float = 0.0) -> tuple[str, str]:
-        """A new token: (id, secret). The secret is not kept."""
+    async def create(
+        self,
+        name: str,
+        workspace: str,
+        *,
+        expires_at: float = 0.0,
+        roles: Mapping[str, Role] | None = None,
+        created_by: str = "",
+    ) -> tuple[str, str]:
+        """A new token: (id, secret). The secret is not kept. Without `roles` it manages everything."""
         token_id, secret = new_id("token"), new_id("token_secret")
         token = Token(
             token_id=token_id,
@@ -44,9 +62,42 @@ class Tokens:
             is_disabled=False,
             created_at=self._clock.now(),
             expires_at=expires_at,
+            is_limited=roles is not None,
+            created_by=created_by,
+            roles=dict(roles or {}),
         )
-        await self._database.write(lambda c: storage.insert(c, token))
+        await self._database.write(lambda c: _insert(c, token))
         return token_id, secret
+
+    async def create_service_user(
+        self, name: str, workspace: str, *, expires_at: float = 0.0, created_by: str = ""
+    ) -> tuple[str, str, str]:
+        """A new service user, without any role: (its id, token id, secret). Raises InvalidArgument, AlreadyExists."""
+        if not SERVICE_USER_NAME.fullmatch(name):
+            raise InvalidArgument(
+                f"{name!r} cannot be the name of a service user: use 1 to 64 letters, digits, dashes and underscores"
+            )
+        user_id, token_id, secret = new_id("service_user"), new_id("token"), new_id("token_secret")
+        token = Token(
+            token_id=token_id,
+            secret_hash=hash_of(secret),
+            name=name,
+            workspace=workspace,
+            is_disabled=False,
+            created_at=self._clock.now(),
+            expires_at=expires_at,
+            is_limited=True,
+            service_user_id=user_id,
+            created_by=created_by,
+        )
+
+        def insert(connection: Connection) -> None:
+            if any(one.service_user_id and one.name == name for one in storage.all_tokens(connection)):
+                raise AlreadyExists(f"a service user named '{name}' already exists")
+            storage.insert(connection, token)
+
+        await self._database.write(insert)
+        return user_id, token_id, secret
 
     async def authenticate(self, metadata: dict[str, Any]) -> Caller:
         """Who sends this request. Raises Unauthenticated with what to do."""
@@ -68,6 +119,8 @@ class Tokens:
             sdk_version=str(metadata.get("x-modal-client-version", "")) if client_type in PYTHON_CLIENT_TYPES else "",
             client_type=int(client_type) if client_type.isdecimal() else 1,
             idempotency_key=str(metadata.get("x-idempotency-key", "")),
+            name=token.name,
+            roles=token.roles if token.is_limited else None,
         )
 
     async def _check(self, token_id: str, secret: str) -> Token:
@@ -97,6 +150,41 @@ class Tokens:
             raise NotFound(f"there is no token {token_id!r}")
         return token
 
+    async def service_user(self, *, user_id: str = "", name: str = "") -> Token:
+        """By its id or its name. Raises NotFound."""
+        for token in await self.all():
+            if token.service_user_id and (token.service_user_id == user_id if user_id else token.name == name):
+                return token
+        raise NotFound(f"there is no service user {user_id or name!r}: `modal workspace service-users list` shows them")
+
+    async def set_role(self, token_id: str, environment_id: str, role: Role | None) -> None:
+        """Of a token that has role settings; None takes the role away. Raises NotFound, FailedPrecondition."""
+
+        def change(connection: Connection) -> None:
+            token = storage.get(connection, token_id)
+            if token is None:
+                raise NotFound(f"there is no token {token_id!r}")
+            if not token.is_limited:
+                raise FailedPrecondition(
+                    f"the token '{token.name}' ({token_id}) manages everything, and has no roles: "
+                    f"`aeolian token limit {token_id}` takes that from it, or give out another one"
+                )
+            storage.set_role(connection, token_id, environment_id, role)
+            _restrict(connection, environment_id, role)
+
+        await self._database.write(change)
+        self._forget(token_id)
+
+    async def limit(self, token_id: str) -> None:
+        """From now on it has the roles that it is given, and nothing else. Raises NotFound."""
+        if not await self._database.write(lambda c: storage.update(c, token_id, is_limited=True)):
+            raise NotFound(f"there is no token {token_id!r}")
+        self._forget(token_id)
+
+    async def environment_deleted(self, environment_id: str) -> None:
+        """Nobody has a role in it any more."""
+        await self._database.write(lambda c: storage.forget_environment(c, environment_id))
+
     async def set_disabled(self, token_id: str, is_disabled: bool) -> None:
         if not await self._database.write(lambda c: storage.update(c, token_id, is_disabled=is_disabled)):
             raise NotFound(f"there is no token {token_id!r}")
@@ -119,6 +207,18 @@ class Tokens:
     def _forget(self, token_id: str) -> None:
         for key in [key for key in self._checked if key[0] == token_id]:
             del self._checked[key]
+
+
+def _insert(connection: Connection, token: Token) -> None:
+    storage.insert(connection, token)
+    for environment_id, role in token.roles.items():
+        _restrict(connection, environment_id, role)
+
+
+def _restrict(connection: Connection, environment_id: str, role: Role | None) -> None:
+    """Whoever may deploy into an environment runs code there: it must not reach where they may not."""
+    if role is not None and role >= Role.CONTRIBUTOR:
+        environment_storage.restrict(connection, environment_id)
 
 
 def hash_of(secret: str) -> bytes:

@@ -1,8 +1,11 @@
 """Who is calling: a client with a token, or a container that its worker vouches for."""
 
 import hashlib
+from collections.abc import Mapping
 
 import msgspec
+
+from aeolian.domain.roles import Role
 
 MAX_KEY_LENGTH = 100
 
@@ -31,6 +34,13 @@ class Caller(msgspec.Struct, frozen=True):
     """This request may have been sent before: its sender says so, or does not say."""
     time_left_s: float | None = None
     """How long the caller still waits for the answer to this request; None: as long as it takes."""
+
+    name: str = ""
+    """Of the token; "" for a container."""
+    roles: Mapping[str, Role] | None = None
+    """By environment id: all that it may reach. None: everything."""
+    is_restricted: bool = False
+    """A container that may do nothing but its own work (`restrict_modal_access`)."""
 
     @property
     def is_container(self) -> bool:

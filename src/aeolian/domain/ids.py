@@ -28,6 +28,7 @@ PREFIXES = {
     "environment": "en",
     "workspace": "ac",
     "blob": "bl",
+    "service_user": "su",
     "token": "ak",
     "token_secret": "as",
     "worker": "wo",

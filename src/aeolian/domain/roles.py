@@ -7,7 +7,6 @@
 A token without any role setting manages everything. One with role settings has those, and no access elsewhere.
 """
 
-from collections.abc import Mapping
 from enum import IntEnum
 
 import msgspec
@@ -62,6 +61,12 @@ class Rule(msgspec.Struct, frozen=True):
     """Containers that are shut off from everything else (`restrict_modal_access`) need it for their own work."""
 
 
+def is_audited(name: str) -> bool:
+    """Whether the trail tells of each such request that changes something. What calls and data are made of is left out."""
+    changes = RULES[name].right in (Right.WRITE, Right.MANAGE, Right.WORKSPACE) or name == "TokenDelete"
+    return changes and name not in _NOT_AUDITED
+
+
 def role_named(text: str) -> Role:
     """By what people write. Raises InvalidArgument."""
     for role in Role:
@@ -69,11 +74,6 @@ def role_named(text: str) -> Role:
             return role
     known = ", ".join(role.label for role in reversed(Role))
     raise InvalidArgument(f"{text!r} is no role: use one of {known}")
-
-
-def allows(roles: Mapping[str, Role], environment_id: str, right: Right) -> bool:
-    """`roles` by environment id; none is no access."""
-    return roles.get(environment_id, Role.NO_ACCESS) >= right
 
 
 def _table() -> dict[str, Rule]:
@@ -146,7 +146,7 @@ FlashSetTargetSlotsMetrics
 FunctionAsyncInvoke FunctionBindParams FunctionBlobGet FunctionCallCancel FunctionCreate FunctionFinishInputs
 FunctionGetFlashAuthToken FunctionMap FunctionPrecreate FunctionPutInputs FunctionRetryInputs
 FunctionUpdateSchedulingParams
-ImageDelete ImageGetOrCreate ImageNameDelete ImagePublish
+ImageGetOrCreate ImageNameDelete ImagePublish
 MapAwait MapStartOrContinue MountGetOrCreate
 PersistentSandboxCreate PersistentSandboxResume PersistentSandboxTerminate
 ProxyCreate ProxyDelete ProxyGetOrCreate
@@ -174,7 +174,7 @@ EnvironmentUpdate UserGroupEnvironmentSet
 
 _WORKSPACE = """
 AuditLogCount AuditLogList AuditLogPlan AuditLogSettingsGet ClusterReservationList
-DomainCertificateVerify DomainCreate DomainList EnvironmentCreate ProxyAddIp ProxyRemoveIp
+DomainCertificateVerify DomainCreate DomainList EnvironmentCreate ImageDelete ProxyAddIp ProxyRemoveIp
 ServiceUserCreate ServiceUserDelete ServiceUserInfo ServiceUserList TokenDisable TokenEnable
 WebhookTokenCreate WebhookTokenDelete WebhookTokenEnvironmentAdd WebhookTokenEnvironmentList
 WebhookTokenEnvironmentRemove WebhookTokenList WebhookTokenUpdate
@@ -216,6 +216,55 @@ _PARTICULARS: dict[str, dict] = {
     "ImageTagRevisions": {"image_names": ("tag",), "environments": ()},
     "ImageNameDelete": {"image_names": ("tag",)},
 }
+
+_NOT_AUDITED = frozenset(
+    [
+        "AppClientDisconnect",
+        "AppHeartbeat",
+        "AttemptAwait",
+        "AttemptRetry",
+        "AttemptStart",
+        "AuditLogCount",
+        "AuditLogList",
+        "AuditLogPlan",
+        "AuditLogSettingsGet",
+        "BlobCreate",
+        "ContainerExecGetOutput",
+        "ContainerExecPutInput",
+        "ContainerExecWait",
+        "ContainerFilesystemExec",
+        "DictPop",
+        "DictUpdate",
+        "FlashSetTargetSlotsMetrics",
+        "FunctionAsyncInvoke",
+        "FunctionBindParams",
+        "FunctionBlobGet",
+        "FunctionFinishInputs",
+        "FunctionMap",
+        "FunctionPrecreate",
+        "FunctionPutInputs",
+        "FunctionRetryInputs",
+        "ImageGetOrCreate",
+        "MapAwait",
+        "MapCheckInputs",
+        "MapStartOrContinue",
+        "MountBatchedCheckExistence",
+        "MountGetOrCreate",
+        "MountPutFile",
+        "QueueGet",
+        "QueuePut",
+        "SandboxStdinWrite",
+        "ServiceUserInfo",
+        "ServiceUserList",
+        "VolumeCommit",
+        "WebhookTokenEnvironmentList",
+        "WebhookTokenList",
+        "WorkspaceBillingRates",
+        "WorkspaceBillingReport",
+        "WorkspaceBillingSummary",
+        "WorkspaceMembersList",
+    ]
+)
 
 RULES: dict[str, Rule] = _table()
 """The rule of every RPC of the protocol, built or not. An RPC without one is refused."""

@@ -17,6 +17,7 @@ from modal_proto import api_pb2
 from aeolian.control.apps import Apps
 from aeolian.control.calls import Calls
 from aeolian.control.containers import Containers
+from aeolian.control.environments import Environments
 from aeolian.control.logs import AppLogs
 from aeolian.control.pools import Pools
 from aeolian.control.recovery import Recovery
@@ -40,6 +41,7 @@ from aeolian.domain.link import (
     WantInputs,
     decode_events,
 )
+from aeolian.domain.roles import Role
 from aeolian.protocol.worker_logs import Images as LogImages
 from aeolian.protocol.worker_logs import WorkerLogs
 from aeolian.protocol.worker_volumes import WorkerVolumeCalls
@@ -216,7 +218,17 @@ class _WorkerLink:
 class ContainerCallers:
     """Who a container is: its worker says so, and only workers have the token."""
 
-    def __init__(self, token: str, containers: Containers, workers: Workers, apps: Apps, *, workspace: str):
+    def __init__(
+        self,
+        token: str,
+        containers: Containers,
+        workers: Workers,
+        apps: Apps,
+        environments: Environments,
+        *,
+        workspace: str,
+    ):
+        self._environments = environments
         self._token = token
         self._containers = containers
         self._workers = workers
@@ -236,7 +248,10 @@ class ContainerCallers:
             container = self._containers.get(task_id)
         if container is None or not self._workers.is_connected(container.worker_id):
             raise Unavailable(f"container {task_id} is not known to this server (yet)")
+        if self._environments.may_be_outdated:
+            await self._environments.refresh()
         app = self._apps.known(container.app_id)
+        stays_inside = app is not None and self._environments.is_restricted(app.environment_id)
         return Caller(
             workspace=app.workspace if app is not None else self._workspace,
             task_id=task_id,
@@ -248,6 +263,8 @@ class ContainerCallers:
             client_type=3,
             idempotency_key=str(metadata.get("x-idempotency-key", "")),
             worker_id=container.worker_id,
+            roles={app.environment_id: Role.CONTRIBUTOR} if app is not None and stays_inside else None,
+            is_restricted=container.is_shut_off,
         )
 
 

@@ -43,9 +43,17 @@ def insert(connection: Connection, environment: Environment) -> None:
     connection.execute(environments.insert(), _row(environment))
 
 
-def update(connection: Connection, environment: Environment) -> None:
+def update(connection: Connection, environment_id: str, values: dict[str, str | int]) -> None:
+    if values:
+        connection.execute(
+            environments.update().where(environments.c.environment_id == environment_id).values(**values)
+        )
+
+
+def restrict(connection: Connection, environment_id: str) -> None:
+    """Its containers stay inside from now on."""
     connection.execute(
-        environments.update().where(environments.c.environment_id == environment.id).values(**_row(environment))
+        environments.update().where(environments.c.environment_id == environment_id).values(is_restricted=True)
     )
 
 
