@@ -19,6 +19,7 @@ def tick():
 
 @app.local_entrypoint()
 def main():
+    ticks.clear()
     time.sleep(2.5)
     print("ticks of a run:", ticks.len())
 """
