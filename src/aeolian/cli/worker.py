@@ -10,20 +10,24 @@ import secrets
 import signal
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvloop
 
 from aeolian.cli.exit_status import errors_end_the_process
-from aeolian.cli.front import raise_file_limit
+from aeolian.cli.front import raise_file_limit, tls_context
 from aeolian.cli.settings import Settings, load
 from aeolian.domain.errors import FailedPrecondition, Unavailable
 from aeolian.storage.files import ContentStore
 from aeolian.worker.agent import Agent
 from aeolian.worker.hooks.mounts import MountsHook, MountTrees
+from aeolian.worker.hooks.network import NetworkHook
 from aeolian.worker.hooks.volumes import VolumesHook
 from aeolian.worker.images.builder import ImageBuilder
 from aeolian.worker.images.store import ImageStore
 from aeolian.worker.interpreters import Interpreters, StandalonePythons
+from aeolian.worker.networks.networks import Networks, Offered
+from aeolian.worker.ports import ContainerPorts
 from aeolian.worker.runtimes.base import Runtime, RuntimeUnavailable
 from aeolian.worker.runtimes.native import NativeRuntime
 from aeolian.worker.runtimes.process import ProcessRuntime
@@ -55,7 +59,15 @@ async def serve(settings: Settings) -> None:
     authority = _LateAuthority()
     volumes = WorkerVolumes(data_dir, LinkedVolumeAuthority(authority.call))
     layers = [MountsHook(MountTrees(data_dir, content))]
-    runtime = await _runtime(settings, images, sdk, layers, [VolumesHook(volumes)])
+    gateway = urlsplit(settings.http_url)
+    offered = Offered(
+        gateway.hostname or "",
+        gateway.port or settings.http_port,
+        settings.http_socket,
+        tls_context(settings, ["http/1.1"]),
+    )
+    networks = Networks(data_dir, offered)
+    runtime = await _runtime(settings, images, sdk, layers, [VolumesHook(volumes)], networks)
     pythons = StandalonePythons(data_dir, interpreters)
     builder = ImageBuilder(images, content, interpreters, pythons, data_dir)
     agent = Agent(
@@ -70,8 +82,11 @@ async def serve(settings: Settings) -> None:
         volume_rpcs=WorkerVolumeRpcs(volumes),
     )
     authority.call_volumes = agent.link.call_volumes
+    ports = ContainerPorts(settings.ports_socket, networks, agent.has_running)
     await runtime.open()
+    await _open_networks(networks, runtime)
     await volumes.open()
+    await ports.open()
     try:
         await agent.open()
         settings.runtime_path.write_text(runtime.name)
@@ -81,8 +96,18 @@ async def serve(settings: Settings) -> None:
         await stop.wait()
         await agent.close(settings.drain_s if os.getppid() == supervisor else 0.0)
     finally:
+        await ports.close()
         await volumes.close()
         await runtime.close()
+        await networks.close()
+
+
+async def _open_networks(networks: Networks, runtime: Runtime) -> None:
+    try:
+        await networks.open()
+    except Unavailable as error:
+        level = logging.INFO if runtime.name == "process" else logging.WARNING
+        log.log(level, "CONTAINERS SHARE THIS HOST'S NETWORK and reach what listens on its loopback: %s", error.message)
 
 
 class _LateAuthority:
@@ -96,7 +121,9 @@ class _LateAuthority:
         return await self.call_volumes(method, request)
 
 
-async def _runtime(settings: Settings, images: ImageStore, sdk: SdkStore, layers: list, hooks: list) -> Runtime:
+async def _runtime(
+    settings: Settings, images: ImageStore, sdk: SdkStore, layers: list, hooks: list, networks: Networks
+) -> Runtime:
     """Raises FailedPrecondition when the one that was asked for cannot run here."""
     try:
         chosen = await choose(settings.runtime, settings.data_dir)
@@ -105,6 +132,9 @@ async def _runtime(settings: Settings, images: ImageStore, sdk: SdkStore, layers
     for offer in chosen.missing:
         log.info("not taken: %s", offer)
     kind = {"native": NativeRuntime, "process": ProcessRuntime}[chosen.name]
+    # Without isolation the host's network is shared, but servers of one port can only live side by side apart.
+    wants = (lambda spec: spec.is_server) if kind is ProcessRuntime else (lambda spec: True)
+    hooks = [*hooks, NetworkHook(networks, wants)]
     return kind(settings.data_dir, images, sdk, layers=layers, hooks=hooks)
 
 

@@ -90,6 +90,8 @@ class ContainerSpec(msgspec.Struct, frozen=True):
     builder_version: str = "2025.06"
     mount_client_dependencies: bool = True
     block_network: bool = False
+    allowed_cidrs: tuple[str, ...] | None = None
+    """The only networks that it may connect to; None: no such list."""
     runtime: str = ""
     """"" = the worker's own choice, else `native`, `process` or `gvisor`."""
     input_timeout_s: float = 300.0

@@ -243,6 +243,9 @@ class Agent:
             on_gone=self._gone,
         )
 
+    def has_running(self, task_id: str) -> bool:
+        return task_id in self._containers
+
     def _gone(self, container: WorkerContainer) -> None:
         self._containers.pop(container.task_id, None)
         if not self._containers:

@@ -43,7 +43,11 @@ class Start:
     """Absolute path of the image's interpreter, inside the container."""
     cwd: str = "/root"
     network_namespace: Path | None = None
-    """A prepared network namespace (`/run/netns/…`), or None for the host's."""
+    """A prepared network namespace (a file that can be entered), or None for the host's."""
+    resolver: Path | None = None
+    """Its /etc/resolv.conf where the host's own would not do."""
+    host_names: str = ""
+    """Lines of its /etc/hosts beside the usual ones."""
     cgroup: str = ""
     """Path of the container's cgroup below each controller's root, or "" for none."""
 

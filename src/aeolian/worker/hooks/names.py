@@ -1,6 +1,6 @@
 """The start hook of names and trust: how a container resolves host names, its own too, and whom it trusts.
 
-Containers share the host's network, so they use the host's resolver and the certificates that the host was told of.
+Containers reach what the host reaches, so they use its resolver and the certificates that it was told of.
 """
 
 import asyncio
@@ -32,11 +32,15 @@ class NamesHook:
 
     async def apply(self, start: Start) -> None:
         hosts = start.folder / "hosts"
-        await asyncio.to_thread(hosts.write_text, hosts_file(start.spec.task_id, start.spec.block_network))
+        await asyncio.to_thread(
+            hosts.write_text, hosts_file(start.spec.task_id, start.spec.block_network) + start.host_names
+        )
         start.binds.append(Bind(hosts, HOSTS))
         if start.spec.block_network:
             return
-        if os.path.exists(RESOLVER):
+        if start.resolver is not None:
+            start.binds.append(Bind(start.resolver, RESOLVER))
+        elif os.path.exists(RESOLVER):
             start.binds.append(Bind(Path(os.path.realpath(RESOLVER)), RESOLVER))
         bundle = self._told
         if bundle is None and start.rootfs is not None and not _has_bundle(start.rootfs):

@@ -156,6 +156,7 @@ class ProcessRuntime:
         env, binds = wired(start)
         argv = [start.python if start.spec.argv[0] == "python" else start.spec.argv[0], *start.spec.argv[1:]]
         request = {"argv": argv, "env": env, "cwd": start.cwd, "fork": forks and zygote.is_preloaded, "view": None}
+        request["network"] = str(start.network_namespace or "")
         if not self.capabilities.has_views:
             await asyncio.to_thread(make_portable, start, self._images.layer_paths(image), request, binds)
             return await ForkedContainer.start(zygote, request)

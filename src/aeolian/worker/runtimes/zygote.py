@@ -146,6 +146,8 @@ def init(stdout, stderr, control, entry, base_path, own_pids):
         if sys.platform == "linux":
             view.prctl(PR_SET_PDEATHSIG, 0)
             view.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        if request["network"]:
+            enter_network(request["network"], host=view.HOST if request["view"] is not None else "")
         if request["view"] is not None:
             view.unshare(view.CLONE_NEWNS)
             view.enter(request["view"], host=view.HOST, own_pids=own_pids)
@@ -165,6 +167,13 @@ def init(stdout, stderr, control, entry, base_path, own_pids):
     os.close(stdout)
     os.close(stderr)
     Supervisor(control, lines, wake_read, pid, own_pids).run()
+
+
+def enter_network(path, host):
+    """Leave the host's network for the namespace at `path`; `host`: where the host's root is seen now."""
+    descriptor = os.open(host + path, os.O_RDONLY | os.O_CLOEXEC)
+    view.setns(descriptor, view.CLONE_NEWNET)
+    os.close(descriptor)
 
 
 class Lines:
