@@ -40,6 +40,8 @@ class StartExec(msgspec.Struct, frozen=True, tag="start"):
     """stderr goes where stdout goes."""
     timeout_s: float = 0.0
     """After so long it is killed; 0: never."""
+    unattended_s: float = 0.0
+    """Whose terminal nobody looks at for so long, it is ended; 0: never."""
 
 
 class ReadExec(msgspec.Struct, frozen=True, tag="read"):

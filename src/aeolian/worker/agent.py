@@ -15,6 +15,8 @@ from modal_proto import api_pb2
 
 from aeolian.domain.containers import ContainerSpec, ContainerState, ExitStatus
 from aeolian.domain.errors import AeolianError, FailedPrecondition
+from aeolian.domain.execs import Answer as ExecAnswer
+from aeolian.domain.execs import Done, ReloadVolumes, refused
 from aeolian.domain.images import ImageSpec
 from aeolian.domain.link import (
     AckExit,
@@ -25,7 +27,9 @@ from aeolian.domain.link import (
     CancelBuild,
     CancelInputs,
     Command,
+    ContainerAnswer,
     ContainerChanged,
+    ContainerRequest,
     Event,
     ForgetVolumes,
     Hello,
@@ -38,6 +42,7 @@ from aeolian.domain.link import (
     Welcome,
 )
 from aeolian.worker.container import WorkerContainer
+from aeolian.worker.execs.execs import Execs
 from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.images.store import StoredImage
 from aeolian.worker.link import ServerLink
@@ -119,6 +124,8 @@ class Agent:
         self.link = ServerLink(link_socket, rpc_socket, token, self._hello, self._carry_out, self._connected)
         self._logs = LogSender(self.link.send)
         self._volume_rpcs = volume_rpcs
+        self._execs = Execs(containers_dir.with_name("execs"))
+        self._asked: set[asyncio.Task] = set()
 
     def use_volumes(self, volume_rpcs: WorkerVolumeRpcs) -> None:
         self._volume_rpcs = volume_rpcs
@@ -129,6 +136,7 @@ class Agent:
         self._containers_dir.mkdir(
             mode=0o700, parents=True, exist_ok=True
         )  # arguments may hold what others must not read
+        await self._execs.open()
         self.link.open()
 
     async def close(self, drain_s: float) -> None:
@@ -147,7 +155,8 @@ class Agent:
                 for container in ending:
                     container.stop(StopContainer(container.task_id, graceful=False))
                 await asyncio.wait(late, timeout=KILL_WAIT_S)
-        behind = [*(running.task for running in self._builds.values()), *self._preparing.values()]
+        await self._execs.close()
+        behind = [*(running.task for running in self._builds.values()), *self._preparing.values(), *self._asked]
         for task in behind:
             task.cancel()
         await asyncio.gather(*behind, return_exceptions=True)
@@ -211,6 +220,10 @@ class Agent:
                 self._cancel_build(command)
             case PrepareImage():
                 self._prepare(command)
+            case ContainerRequest():
+                task = asyncio.create_task(self._answer(command))
+                self._asked.add(task)
+                task.add_done_callback(self._asked.discard)
             case ForgetVolumes():
                 if self._volume_rpcs is not None:
                     self._volume_rpcs.forget(command.volume_ids)
@@ -241,6 +254,7 @@ class Agent:
             volume_rpcs=self._own_rpcs(spec.task_id),
             on_ended=self._save_image if spec.save_image_as else None,
             on_gone=self._gone,
+            on_over=self._execs.container_ended,
         )
 
     def has_running(self, task_id: str) -> bool:
@@ -265,6 +279,33 @@ class Agent:
             return (await rpcs.VolumeReload(request, task_id)).SerializeToString()
 
         return {"VolumeCommit": commit, "VolumeReload": reload}
+
+    # ---- what is asked of containers --------------------------------------------------------------------
+
+    async def _answer(self, command: ContainerRequest) -> None:
+        answer: ExecAnswer
+        try:
+            container = self._containers.get(command.task_id)
+            if isinstance(command.request, ReloadVolumes):
+                await self._reload_volumes(container)
+                answer = Done()
+            else:
+                running = container.running if container is not None else None
+                answer = await self._execs.answer(command.task_id, running, command.request)
+        except AeolianError as error:
+            answer = refused(error)
+        except Exception:
+            log.exception("a request about a command in a container could not be answered")
+            answer = refused(FailedPrecondition("the worker has a bug; see its log"))
+        self.link.send(ContainerAnswer(command.request_id, answer))
+
+    async def _reload_volumes(self, container: WorkerContainer | None) -> None:
+        if container is None or container.running is None:
+            raise FailedPrecondition("the container is not running")
+        if self._volume_rpcs is not None:
+            for volume in container.spec.volumes:
+                request = api_pb2.VolumeReloadRequest(volume_id=volume.volume_id)
+                await self._volume_rpcs.VolumeReload(request, container.task_id)
 
     # ---- images -----------------------------------------------------------------------------------------
 

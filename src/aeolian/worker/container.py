@@ -48,8 +48,12 @@ class WorkerContainer:
         volume_rpcs: dict[str, Answer],
         on_ended: Callable[["WorkerContainer", Path | None], Awaitable[None]] | None = None,
         on_gone: Callable[["WorkerContainer"], None],
+        on_over: Callable[[str], None] = lambda task_id: None,
     ):
-        """`on_ended(container, upper)`: awaited when its process is gone, and what it wrote is still there."""
+        """`on_over(task_id)`: its process is gone, and what runs beside it must end.
+
+        `on_ended(container, upper)`: awaited when its process is gone, and what it wrote is still there.
+        """
         self.spec = spec
         self.state = ContainerState.PENDING
         self._runtime = runtime
@@ -57,6 +61,7 @@ class WorkerContainer:
         self._send = send
         self._on_ended = on_ended
         self._on_gone = on_gone
+        self._on_over = on_over
         self._inputs = ContainerInputs(
             spec, send, self._asked_first, self._stuck, self._has_done_all, lambda: self._pump.catch_up()
         )
@@ -91,6 +96,11 @@ class WorkerContainer:
     @property
     def task_id(self) -> str:
         return self.spec.task_id
+
+    @property
+    def running(self) -> RunningContainer | None:
+        """Its process; None before it runs, and when it has ended."""
+        return None if self._is_over else self._running
 
     @property
     def has_succeeded(self) -> bool:
@@ -186,6 +196,7 @@ class WorkerContainer:
             exit = ExitStatus(exit_code=1, reason=f"the worker failed to start it: {error!r}")
         finally:
             self._is_over = True
+            self._on_over(self.task_id)
             for timer in self._timers:
                 timer.cancel()
             self._inputs.close()

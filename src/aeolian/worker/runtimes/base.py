@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from aeolian.domain.containers import ExitStatus
+from aeolian.domain.execs import Command
 from aeolian.worker.hooks.base import Hook, Start
+from aeolian.worker.runtimes.entering import EnteredCommand
 
 
 class RunningContainer(Protocol):
@@ -26,6 +28,13 @@ class RunningContainer(Protocol):
 
     def kill(self) -> None:
         """SIGKILL to everything in the container."""
+        ...
+
+    async def exec(self, command: Command) -> EnteredCommand:
+        """Run a command inside, with the rights, limits and variables of the main process. It ends with the container.
+
+        Raises FailedPrecondition where this cannot be done.
+        """
         ...
 
     async def release(self) -> None:

@@ -14,8 +14,11 @@ import msgspec
 
 from aeolian.domain.containers import ExitStatus
 from aeolian.domain.errors import FailedPrecondition, Unavailable
+from aeolian.domain.execs import Command
+from aeolian.worker.runtimes.entering import EnteredCommand, Entry
 
 SCRIPT = Path(__file__).with_name("zygote.py")
+ENTERING = Path(__file__).with_name("enter.py")
 READY_TIMEOUT_S = 60.0
 STARTED_TIMEOUT_S = 60.0
 KILL_TIMEOUT_S = 8.0
@@ -42,6 +45,7 @@ class Zygote:
         self._sock = sock
         self._log = log
         self._lock = asyncio.Lock()
+        self.own_pids = False
         self.is_preloaded = False
         self.why_not_preloaded = ""
 
@@ -59,6 +63,7 @@ class Zygote:
             )  # fmt: skip
         theirs.close()
         zygote = cls(process, ours, log)
+        zygote.own_pids = config.own_pids
         try:
             ready = json.loads(await asyncio.wait_for(zygote._line(), READY_TIMEOUT_S))
         except BaseException as error:
@@ -140,6 +145,7 @@ class ForkedContainer:
         self._pidfd: int | None = None
         self._gone: asyncio.Future[None] | None = None
         self._transports: list[asyncio.BaseTransport] = []
+        self._entry: Entry
 
     @classmethod
     async def start(cls, zygote: Zygote, request: dict, work: Path | None = None) -> "ForkedContainer":
@@ -178,6 +184,7 @@ class ForkedContainer:
             await self.release()
             raise
         self._reading = asyncio.create_task(self._read_control(control))
+        self._entry = _entry(pid, request, own_pids=zygote.own_pids)
         return self
 
     async def wait(self) -> ExitStatus:
@@ -192,6 +199,9 @@ class ForkedContainer:
     def kill(self) -> None:
         self._say({"kill": True})
         asyncio.get_running_loop().call_later(KILL_TIMEOUT_S, self._kill_init)
+
+    async def exec(self, command: Command) -> EnteredCommand:
+        return await EnteredCommand.start(self._entry, command)
 
     async def release(self) -> None:
         if self._reading is not None:
@@ -258,3 +268,14 @@ class ForkedContainer:
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+
+def _entry(pid: int, request: dict, *, own_pids: bool) -> Entry:
+    """The way into the container of this `init`: through its namespaces, as far as it has any."""
+    view = request["view"]
+    namespaces = []
+    if view is not None:
+        namespaces = ["user"] * view["user_namespace"] + ["mnt"] + ["pid"] * own_pids
+    env = [f"{name}={value}" for name, value in request["env"].items()]
+    process = {"env": env, "cwd": request["cwd"], "namespaces": namespaces}
+    return Entry((sys.executable, "-I", str(ENTERING), "exec"), str(pid), process)

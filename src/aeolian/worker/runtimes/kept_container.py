@@ -10,11 +10,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aeolian.domain.containers import ExitStatus
 from aeolian.domain.errors import FailedPrecondition, Unavailable
+from aeolian.domain.execs import Command
+from aeolian.worker.hooks.base import Bind
+from aeolian.worker.runtimes.entering import EnteredCommand, Entry
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +42,20 @@ class Keeper:
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._unsent: collections.deque[tuple[bytes, list[int]]] = collections.deque()
         self._started: dict[str, asyncio.Future[int]] = {}
+        self._assigned: dict[str, asyncio.Future[None]] = {}
         self._exited: dict[str, asyncio.Future[int]] = {}
         self._is_alive = True
         self._loop.add_reader(sock, self._receive)
 
     @classmethod
-    async def start(cls, config: dict, log_file: Path) -> "Keeper":
+    async def start(cls, config: dict, log_file: Path, module: str = MODULE) -> "Keeper":
         """Start it, and wait until what a predecessor left is gone. Raises Unavailable with the end of its log."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         arguments = json.dumps({**config, "descriptor": theirs.fileno()})
         with log_file.open("wb") as stream:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", MODULE, arguments, pass_fds=(theirs.fileno(),),
+                sys.executable, "-m", module, arguments, pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL, stdout=stream, stderr=stream, cwd="/",
             )  # fmt: skip
         theirs.close()
@@ -63,7 +67,7 @@ class Keeper:
             if not isinstance(error, TimeoutError | Unavailable):
                 raise
             said = log_file.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
-            raise Unavailable(f"the keeper of native containers did not start: {said or 'it said nothing'}") from None
+            raise Unavailable(f"the keeper of containers did not start: {said or 'it said nothing'}") from None
         return self
 
     @property
@@ -74,17 +78,19 @@ class Keeper:
     def is_alive(self) -> bool:
         return self._is_alive
 
-    async def run(self, container_id: str, message: dict, stdout: int, stderr: int) -> tuple[int, asyncio.Future[int]]:
+    async def run(self, container_id: str, message: dict, *streams: int) -> tuple[int, asyncio.Future[int]]:
         """Start a container; returns the pid of its main process and the future of its exit code.
+
+        `streams`: its stdout and stderr, and its stdin if that is not /dev/null.
 
         Raises FailedPrecondition with crun's complaint, Unavailable when the keeper has died.
         """
         if not self._is_alive:
-            raise Unavailable("the keeper of native containers has died: the next container starts a new one")
+            raise Unavailable("the keeper of containers has died: the next container starts a new one")
         started = self._started[container_id] = self._loop.create_future()
         exited = self._exited[container_id] = self._loop.create_future()
         try:
-            self._say({"start": container_id, **message}, [stdout, stderr])
+            self._say({"start": container_id, **message}, list(streams))
             pid = await asyncio.wait_for(started, STARTED_TIMEOUT_S)
         except BaseException as error:
             self.kill(container_id)
@@ -95,6 +101,22 @@ class Keeper:
         finally:
             self._started.pop(container_id, None)
         return pid, exited
+
+    async def assign(self, container_id: str, message: dict) -> None:
+        """Give a container that was started ahead its root file system and its name (`new_root.py`).
+
+        Raises FailedPrecondition when that did not work, Unavailable when the keeper has died: it is of no use then.
+        """
+        if not self._is_alive:
+            raise Unavailable("the keeper of native containers has died")
+        assigned = self._assigned[container_id] = self._loop.create_future()
+        try:
+            self._say({"assign": container_id, **message})
+            await asyncio.wait_for(assigned, STARTED_TIMEOUT_S)
+        except TimeoutError:
+            raise Unavailable(f"the container was not ready within {STARTED_TIMEOUT_S:g} s") from None
+        finally:
+            self._assigned.pop(container_id, None)
 
     def signal(self, container_id: str, number: int) -> None:
         self._say({"signal": container_id, "number": number})
@@ -108,7 +130,7 @@ class Keeper:
         try:
             await asyncio.wait_for(self._process.wait(), END_TIMEOUT_S)
         except TimeoutError:
-            log.warning("the keeper of native containers does not end: it is killed")
+            log.warning("the keeper of containers does not end: it is killed")
             self._process.kill()
             await self._process.wait()
 
@@ -149,7 +171,7 @@ class Keeper:
             data = b""
         if not data:
             if self._is_alive:
-                log.error("the keeper of native containers has died; its containers have died with it")
+                log.error("the keeper of containers has died; its containers have died with it")
             self._hung_up()
             return
         message = json.loads(data)
@@ -159,6 +181,12 @@ class Keeper:
         elif "failed" in message:
             if (started := self._started.get(message["failed"])) is not None and not started.done():
                 started.set_exception(FailedPrecondition(f"the container could not be started: {message['error']}"))
+        elif "assigned" in message:
+            if (assigned := self._assigned.get(message["assigned"])) is not None and not assigned.done():
+                assigned.set_result(None)
+        elif "unassigned" in message:
+            if (assigned := self._assigned.get(message["unassigned"])) is not None and not assigned.done():
+                assigned.set_exception(FailedPrecondition(message["error"]))
         elif "exited" in message:
             if (exited := self._exited.pop(message["exited"], None)) is not None:
                 exited.set_result(message["code"])
@@ -176,9 +204,9 @@ class Keeper:
             for descriptor in descriptors:
                 os.close(descriptor)
         self._unsent.clear()
-        for future in (self._ready, *self._started.values()):
+        for future in (self._ready, *self._started.values(), *self._assigned.values()):
             if not future.done():
-                future.set_exception(Unavailable("the keeper of native containers has died"))
+                future.set_exception(Unavailable("the keeper of containers has died"))
         with contextlib.suppress(asyncio.InvalidStateError):
             self._ready.exception()  # seen, also where nobody waits any more
         for exited in self._exited.values():
@@ -195,6 +223,8 @@ class KeptContainer:
         self.pid = 0
         self.stdout: asyncio.StreamReader
         self.stderr: asyncio.StreamReader
+        self.entry: Entry | None = None
+        """How commands get in."""
         self._keeper = keeper
         self._num_oom_kills = num_oom_kills
         self._clean = clean
@@ -210,6 +240,7 @@ class KeptContainer:
         message: dict,
         num_oom_kills: Callable[[], int],
         clean: Callable[[], None],
+        stdin: int | None = None,
     ) -> "KeptContainer":
         """`message`: what the keeper needs to know (keeper.py). `clean` runs once, in a thread, when all is over.
 
@@ -219,7 +250,9 @@ class KeptContainer:
         readers, writers = zip(os.pipe(), os.pipe(), strict=True)
         try:
             self.stdout, self.stderr = [await self._read(descriptor) for descriptor in readers]
-            self.pid, self._exited = await keeper.run(container_id, message, *writers)
+            self.pid, self._exited = await keeper.run(
+                container_id, message, *writers, *([] if stdin is None else [stdin])
+            )
         except BaseException:
             await self.release()
             raise
@@ -235,11 +268,27 @@ class KeptContainer:
             self._status = ExitStatus(exit_code, oom_killed=is_killed and self._num_oom_kills() > 0)
         return self._status
 
+    async def assign(self, rootfs: Path, binds: Sequence[Bind], hostname: str, oom_score_adj: int) -> None:
+        """Raises as Keeper.assign."""
+        shown = [(str(bind.source), bind.target, bind.read_only) for bind in binds]
+        message = {"rootfs": str(rootfs), "binds": shown, "hostname": hostname, "oom_score_adj": oom_score_adj}
+        await self._keeper.assign(self.id, message)
+
+    @property
+    def exited(self) -> asyncio.Future[int]:
+        """The exit code of its main process, once it has ended."""
+        return self._exited
+
     def signal(self, number: signal.Signals) -> None:
         self._keeper.signal(self.id, int(number))
 
     def kill(self) -> None:
         self._keeper.kill(self.id)
+
+    async def exec(self, command: Command) -> EnteredCommand:
+        if self.entry is None:
+            raise FailedPrecondition(f"no command can be run in container {self.id}: its runtime has no way in")
+        return await EnteredCommand.start(self.entry, command)
 
     async def release(self) -> None:
         for transport in self._transports:
