@@ -2,9 +2,11 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from aeolian.domain.errors import Unavailable
 from aeolian.storage import migrate, tokens
 from aeolian.storage.database import Database
 from aeolian.storage.tokens import Token
@@ -38,3 +40,11 @@ async def test_two_processes_may_write_at_the_same_time(tmp_path: Path):
 
 def token(token_id: str) -> Token:
     return Token(token_id, secret_hash=b"", name="", workspace="local", is_disabled=False, created_at=0.0)
+
+
+async def test_a_read_while_the_database_is_away_says_so(tmp_path):
+    pytest.importorskip("psycopg")
+    database = Database(f"postgresql+psycopg://nobody@/none?host={tmp_path}")
+    with pytest.raises(Unavailable, match="the database is away"):
+        await database.read(lambda connection: None)
+    await database.close()

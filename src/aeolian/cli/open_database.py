@@ -24,7 +24,8 @@ def open_database(settings: Settings, *, read_only: bool = False) -> Database:
             url = url.set(database=f"file:{quote(url.database)}", query={"mode": "ro", "uri": "true"})
     database = Database(url.render_as_string(hide_password=False))
     try:
-        revision = database.read_now(migrate.current_revision)
+        with database.engine.connect() as connection:
+            revision = migrate.current_revision(connection)
     except sa.exc.OperationalError as error:
         raise Unavailable(f"the database at {migrate.shown(settings.database)} cannot be read: {error.orig}") from error
     if revision != migrate.head_revision():

@@ -39,6 +39,8 @@ replies = sa.Table(
 MAX_GROUP = 512
 MAX_READERS = 4
 REPLIES_KEPT_S = 3600.0
+POSTGRESQL_PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+"""So that a PostgreSQL whose machine is gone is noticed, and not waited for (seconds; a URL may say otherwise)."""
 FORGET_EVERY_S = 300.0
 
 
@@ -95,13 +97,19 @@ class Database:
         return self._submit(lambda connection: connection.execute(statement, rows), (statement, rows))
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
-        """Run `fn(connection)` in a reader thread on the last committed state."""
+        """Run `fn(connection)` in a reader thread on the last committed state.
+
+        Raises `Unavailable` when the database is away.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, fn)
 
     def read_now(self, fn: Callable[[Connection], T]) -> T:
         """As `read`, blocking: for start-up and tools."""
-        with self.engine.connect() as connection:
-            return fn(connection)
+        try:
+            with self.engine.connect() as connection:
+                return fn(connection)
+        except sa.exc.OperationalError as error:
+            raise _translate(error).error from error
 
     def _submit(self, fn: Callable[[Connection], Any], rows) -> asyncio.Future:
         if self._closed:
@@ -275,7 +283,8 @@ def _set_results(pairs: list[tuple[asyncio.Future, Any]]) -> None:
 
 def make_engine(url: str) -> sa.Engine:
     if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_size=MAX_READERS + 1, pool_pre_ping=True)
+        patience = {name: value for name, value in POSTGRESQL_PATIENCE.items() if name not in sa.make_url(url).query}
+        return sa.create_engine(url, pool_size=MAX_READERS + 1, pool_pre_ping=True, connect_args=patience)
     engine = sa.create_engine(
         url, pool_size=MAX_READERS + 1, connect_args={"check_same_thread": False, "timeout": 10}, poolclass=sa.QueuePool
     )
