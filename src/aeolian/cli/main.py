@@ -15,6 +15,7 @@ COMMANDS = {
     "connect": "aeolian.cli.connect",
     "status": "aeolian.cli.status",
     "token": "aeolian.cli.token",
+    "audit": "aeolian.cli.audit",
     "doctor": "aeolian.cli.doctor",
 }
 

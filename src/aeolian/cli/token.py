@@ -1,31 +1,29 @@
-"""`aeolian token`: who may use this Aeolian. Works on the database, whether or not the server runs; a running server
-goes by what is said here within seconds."""
+"""`aeolian token`: who may use this Aeolian, and what for. Works on the database, whether or not the server runs; a
+running server goes by what is said here within seconds."""
 
-import asyncio
 import datetime
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import click
 from rich.table import Table
 
 from aeolian.cli import client_token, tables
-from aeolian.cli.open_database import open_database
+from aeolian.cli.durations import DAY_S, duration_s
+from aeolian.cli.people import People, with_people
 from aeolian.cli.settings import Settings, load_of
 from aeolian.control.tokens import RECHECK_S, Tokens
 from aeolian.domain.clock import SystemClock
 from aeolian.domain.errors import FailedPrecondition
+from aeolian.domain.roles import Role, role_named
+from aeolian.storage.environments import Environment
 from aeolian.storage.tokens import Token
-
-T = TypeVar("T")
-DAY_S = 24 * 3600.0
 
 
 @click.group()
 def token() -> None:
-    """List, make, disable and delete tokens of clients."""
+    """List, make, limit, disable and delete tokens of clients."""
 
 
 @token.command("list")
@@ -33,25 +31,75 @@ def token() -> None:
 def list_tokens(data_dir: Path) -> None:
     """List the tokens; secrets are not kept, so none is shown."""
     settings = load_of(data_dir)
-    tokens = _with_tokens(settings, lambda tokens: tokens.all())
-    tables.console().print(table(tokens, connected_id(settings), SystemClock().now()))
+
+    async def read(people: People) -> tuple[list[Token], list[Environment]]:
+        return await people.tokens.all(), people.environments.all()
+
+    tokens, environments = with_people(settings, read)
+    names = {environment.id: environment.name for environment in environments}
+    tables.console().print(table(tokens, connected_id(settings), SystemClock().now(), names))
 
 
 @token.command()
 @click.argument("name")
-@click.option("--expires-in-days", type=click.FloatRange(0, min_open=True), help="Default: it does not expire.")
+@click.option("--expires", metavar="30d", help="A time in s, m, h, d or w. Default: it does not expire.")
+@click.option("--expires-in-days", type=click.FloatRange(0, min_open=True), hidden=True)
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    metavar="ENV=ROLE",
+    help="viewer, contributor or manager of an environment, and nothing else. Default: it manages everything.",
+)
 @click.pass_obj
-def create(data_dir: Path, name: str, expires_in_days: float | None) -> None:
+def create(data_dir: Path, name: str, expires: str | None, expires_in_days: float | None, roles: Sequence[str]) -> None:
     """Make a token called NAME and print its secret, this once."""
     settings = load_of(data_dir)
-    expires_at = SystemClock().now() + expires_in_days * DAY_S if expires_in_days else 0.0
-    token_id, secret = _with_tokens(
-        settings, lambda tokens: tokens.create(name, settings.workspace, expires_at=expires_at)
-    )
+    lifetime_s = duration_s(expires) if expires else (expires_in_days or 0.0) * DAY_S
+    expires_at = SystemClock().now() + lifetime_s if lifetime_s else 0.0
+
+    async def make(people: People) -> tuple[str, str]:
+        given = people.roles(roles) if roles else None
+        made = await people.tokens.create(name, settings.workspace, expires_at=expires_at, roles=given)
+        await people.trail.record_local("token create", "", [name, made[0], *roles])
+        return made
+
+    token_id, secret = with_people(settings, make)
     click.echo(f"export MODAL_SERVER_URL={shlex.quote(settings.grpc_url)}")
     click.echo(f"export MODAL_TOKEN_ID={token_id}")
     click.echo(f"export MODAL_TOKEN_SECRET={secret}")
+    if len(roles) == 1:
+        click.echo(f"export MODAL_ENVIRONMENT={shlex.quote(roles[0].partition('=')[0])}")
     click.echo("The secret is not kept: this is the only time that it is shown.", err=True)
+    _tell_of_restriction(roles)
+
+
+@token.command()
+@click.argument("token_id")
+@click.argument("roles", nargs=-1, required=True, metavar="ENV=ROLE...")
+@click.pass_obj
+def role(data_dir: Path, token_id: str, roles: Sequence[str]) -> None:
+    """Give a token roles in environments: viewer, contributor, manager or no-access. It must have been limited."""
+    settings = load_of(data_dir)
+
+    async def give(people: People) -> None:
+        for environment_id, given in people.roles(roles).items():
+            await people.tokens.set_role(token_id, environment_id, given)
+        await people.trail.record_local("token role", "", [token_id, *roles])
+
+    with_people(settings, give)
+    click.echo(f"{token_id} is now {', '.join(roles)}; a running server goes by it within {RECHECK_S:g} s.")
+    _tell_of_restriction(roles)
+
+
+@token.command()
+@click.argument("token_id")
+@click.pass_obj
+def limit(data_dir: Path, token_id: str) -> None:
+    """Let a token that manages everything have only the roles that it is given."""
+    settings = load_of(data_dir)
+    _change(settings, "token limit", token_id, lambda tokens: tokens.limit(token_id))
+    click.echo(f"{token_id} has no role yet: give it some with `aeolian token role {token_id} main=viewer`.")
 
 
 @token.command()
@@ -60,7 +108,7 @@ def create(data_dir: Path, name: str, expires_in_days: float | None) -> None:
 def disable(data_dir: Path, token_id: str) -> None:
     """Refuse a token until it is enabled again."""
     settings = load_of(data_dir)
-    _with_tokens(settings, lambda tokens: tokens.set_disabled(token_id, True))
+    _change(settings, "token disable", token_id, lambda tokens: tokens.set_disabled(token_id, True))
     click.echo(f"{token_id} is disabled; a running server refuses it within {RECHECK_S:g} s.")
 
 
@@ -69,7 +117,7 @@ def disable(data_dir: Path, token_id: str) -> None:
 @click.pass_obj
 def enable(data_dir: Path, token_id: str) -> None:
     """Accept a disabled token again."""
-    _with_tokens(load_of(data_dir), lambda tokens: tokens.set_disabled(token_id, False))
+    _change(load_of(data_dir), "token enable", token_id, lambda tokens: tokens.set_disabled(token_id, False))
     click.echo(f"{token_id} is enabled.")
 
 
@@ -79,7 +127,7 @@ def enable(data_dir: Path, token_id: str) -> None:
 def delete(data_dir: Path, token_id: str) -> None:
     """Delete a token for good."""
     settings = load_of(data_dir)
-    _with_tokens(settings, lambda tokens: tokens.delete(token_id))
+    _change(settings, "token delete", token_id, lambda tokens: tokens.delete(token_id))
     click.echo(f"{token_id} is deleted; a running server refuses it within {RECHECK_S:g} s.")
     if token_id == connected_id(settings):
         click.echo(
@@ -87,14 +135,18 @@ def delete(data_dir: Path, token_id: str) -> None:
         )
 
 
-def table(tokens: list[Token], connected_id: str, now: float) -> Table:
-    """`connected_id`: the one that `aeolian connect` hands out."""
-    rows = tables.table("token", "name", "state", "made", "last used", "expires", whole=("token",))
+def table(tokens: list[Token], connected_id: str, now: float, environments: dict[str, str]) -> Table:
+    """`connected_id`: the one that `aeolian connect` hands out. `environments`: names by id."""
+    rows = tables.table("token", "name", "may", "state", "made", "last used", "expires", whole=("token",))
     for item in tokens:
         name = f"{item.name} (aeolian connect)" if item.token_id == connected_id else item.name
         expires = _date(item.expires_at) if item.expires_at else "never"
         used = _date(item.last_used_at) if item.last_used_at else "never"
-        rows.add_row(item.token_id, name, _state(item, now), _date(item.created_at), used, expires)
+        if item.service_user_id:
+            name += " (service user)"
+        rows.add_row(
+            item.token_id, name, _may(item, environments), _state(item, now), _date(item.created_at), used, expires
+        )
     return rows
 
 
@@ -116,13 +168,26 @@ def _date(at: float) -> str:
     return datetime.datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
 
 
-def _with_tokens(settings: Settings, do: Callable[[Tokens], Awaitable[T]]) -> T:
-    async def run() -> T:
-        database = open_database(settings)
-        database.open()
-        try:
-            return await do(Tokens(database, SystemClock(), key=b""))
-        finally:
-            await database.close()
+def _may(item: Token, environments: dict[str, str]) -> str:
+    if not item.is_limited:
+        return "everything"
+    roles = [(environments.get(environment_id, ""), role) for environment_id, role in item.roles.items()]
+    return " ".join(f"{name}={role.label}" for name, role in sorted(roles) if name) or "nothing"
 
-    return asyncio.run(run())
+
+def _change(settings: Settings, action: str, token_id: str, do: Callable[[Tokens], Awaitable[None]]) -> None:
+    async def change(people: People) -> None:
+        await do(people.tokens)
+        await people.trail.record_local(action, "", [token_id])
+
+    with_people(settings, change)
+
+
+def _tell_of_restriction(roles: Sequence[str]) -> None:
+    names = [name for name, _, role in (text.rpartition("=") for text in roles) if role_named(role) >= Role.CONTRIBUTOR]
+    if names:
+        click.echo(
+            f"Who may deploy into an environment runs code there: containers of {', '.join(names)} now reach no other "
+            "environment.",
+            err=True,
+        )

@@ -144,6 +144,17 @@ class Tokens:
     async def all(self) -> list[Token]:
         return await self._database.read(storage.all_tokens)
 
+    async def is_last(self, token_id: str) -> bool:
+        """Whether no other one could manage everything."""
+        now = self._clock.now()
+        return not any(
+            token.token_id != token_id
+            and not token.is_limited
+            and not token.is_disabled
+            and not 0 < token.expires_at <= now
+            for token in await self.all()
+        )
+
     async def get(self, token_id: str) -> Token:
         token = await self._database.read(lambda c: storage.get(c, token_id))
         if token is None:

@@ -37,24 +37,38 @@ class WorkspaceRpcs:
             token_id=token.token_id,
             workspace_id=caller.workspace,
             workspace_name=caller.workspace,
-            user_identity=api_pb2.UserIdentity(user_id=caller.workspace, username=caller.workspace),
             created_at=Timestamp(seconds=int(token.created_at)),
             token_name=token.name,
         )
+        if token.service_user_id:
+            response.service_user_identity.CopyFrom(
+                api_pb2.ServiceUserIdentity(service_user_id=token.service_user_id, service_user_name=token.name)
+            )
+            if token.created_by:
+                response.service_user_identity.created_by.CopyFrom(
+                    api_pb2.UserIdentity(user_id=token.created_by, username=token.created_by)
+                )
+        else:
+            response.user_identity.CopyFrom(api_pb2.UserIdentity(user_id=token.token_id, username=token.name))
         if token.expires_at:
             response.expires_at.CopyFrom(Timestamp(seconds=int(token.expires_at)))
         return response
 
     async def TokensList(self, request: Empty, caller: Caller) -> api_pb2.TokensListResponse:
+        """All of people; whoever does not manage everything sees its own."""
         _refuse_container(caller)
         response = api_pb2.TokensListResponse()
         for token in await self._tokens.all():
-            if token.workspace != caller.workspace:
+            if token.workspace != caller.workspace or token.service_user_id:
+                continue
+            if caller.roles is not None and token.token_id != caller.token_id:
                 continue
             item = response.tokens.add(
                 token_id=token.token_id,
                 created_at=token.created_at,
                 workspace_id=token.workspace,
+                user_id=token.token_id,
+                member_displayname=token.name,
                 last_used_at=token.last_used_at,
                 name=token.name,
                 disabled=token.is_disabled,
@@ -64,7 +78,6 @@ class WorkspaceRpcs:
         return response
 
     async def TokenDisable(self, request: api_pb2.TokenDisableRequest, caller: Caller) -> Empty:
-        _refuse_container(caller)
         if caller.token_id in request.token_ids:
             raise FailedPrecondition(
                 f"{caller.token_id} is the token of this very request: use another one to disable it"
@@ -74,16 +87,19 @@ class WorkspaceRpcs:
         return Empty()
 
     async def TokenEnable(self, request: api_pb2.TokenEnableRequest, caller: Caller) -> Empty:
-        _refuse_container(caller)
         for token_id in request.token_ids:
             await self._tokens.set_disabled(token_id, False)
         return Empty()
 
     async def TokenDelete(self, request: api_pb2.TokenDeleteRequest, caller: Caller) -> Empty:
+        """Its own (`modal token rotate` does so), or for whoever manages everything: any."""
         _refuse_container(caller)
-        if caller.token_id == request.token_id:
+        is_own = caller.token_id == request.token_id
+        if caller.roles is not None and not is_own:
+            raise PermissionDenied(f"your token '{caller.name}' has only roles: it can delete no other than itself")
+        if is_own and caller.roles is None and await self._tokens.is_last(caller.token_id):
             raise FailedPrecondition(
-                f"{caller.token_id} is the token of this very request: use another one to delete it"
+                f"{caller.token_id} is the last token that manages everything: make another one before you delete it"
             )
         await self._tokens.delete(request.token_id, once=caller.once("TokenDelete"))
         return Empty()
