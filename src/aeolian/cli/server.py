@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import uvloop
 
+from aeolian.cli import log_output
 from aeolian.cli.exit_status import errors_end_the_process
 from aeolian.cli.front import raise_file_limit
 from aeolian.cli.services import Services
@@ -48,7 +49,7 @@ async def serve(settings: Settings) -> None:
             guard=services.guard,
             observe=services.metrics.rpc_answered,
         )
-        server.add_generic_rpc_handlers((service, services.worker_calls))
+        server.add_generic_rpc_handlers((service, services.command_router, services.worker_calls))
         await services.gateway.start(settings.http_socket)
         await services.links.start(settings.worker_socket)
         try:
@@ -78,7 +79,7 @@ def main() -> None:
         if not sys.stdin.readline():
             return  # nobody needs it any more
     settings = load(arguments.config)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    log_output.configure("server", settings.log_level, settings.log_format)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     raise_file_limit()
     with errors_end_the_process():

@@ -1,5 +1,6 @@
 """Every service of the server, made once, told of the others, opened and closed in order."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,10 @@ from aeolian.control.blobs import Blobs
 from aeolian.control.call_history import CallHistory
 from aeolian.control.calls import Calls
 from aeolian.control.classes import Classes
+from aeolian.control.command_access import CommandAccess
+from aeolian.control.command_starts import CommandStarts
 from aeolian.control.container_history import ContainerHistory
+from aeolian.control.container_requests import ContainerRequests
 from aeolian.control.container_specs import ContainerSpecs
 from aeolian.control.containers import Containers
 from aeolian.control.data_channels import DataChannels
@@ -46,6 +50,7 @@ from aeolian.control.volume_commits import VolumeCommits
 from aeolian.control.volume_contents import VolumeContents
 from aeolian.control.volumes import Volumes
 from aeolian.control.watched import Watched
+from aeolian.control.web_calls import WebCalls
 from aeolian.control.web_urls import WebUrls
 from aeolian.control.workers import Workers
 from aeolian.domain.caller import Caller
@@ -55,15 +60,19 @@ from aeolian.domain.errors import FailedPrecondition, Unimplemented
 from aeolian.domain.link import ForgetVolumes
 from aeolian.gateway.app import Gateway
 from aeolian.gateway.apps import AppPages
+from aeolian.gateway.asgi import AsgiIngress
 from aeolian.gateway.blobs import BlobRoutes
 from aeolian.gateway.ingress import Ingress
 from aeolian.gateway.listeners import Listeners
 from aeolian.gateway.metrics import MetricRoutes, measure
+from aeolian.gateway.otlp import OtlpExporter
 from aeolian.gateway.volumes import VolumeRoutes
 from aeolian.protocol.apps import AppRpcs
 from aeolian.protocol.blobs import BlobRpcs
 from aeolian.protocol.calls import CallRpcs
 from aeolian.protocol.classes import ClassRpcs
+from aeolian.protocol.command_access import CommandAccessRpcs
+from aeolian.protocol.command_router import CommandRouter
 from aeolian.protocol.containers import ContainerRpcs
 from aeolian.protocol.dicts import DictRpcs
 from aeolian.protocol.environments import EnvironmentRpcs
@@ -72,6 +81,7 @@ from aeolian.protocol.guard import Guard
 from aeolian.protocol.images import ImageRpcs
 from aeolian.protocol.logs import LogRpcs
 from aeolian.protocol.mounts import MountRpcs
+from aeolian.protocol.people import PeopleRpcs
 from aeolian.protocol.queues import QueueRpcs
 from aeolian.protocol.secrets import SecretRpcs
 from aeolian.protocol.volumes import VolumeRpcs
@@ -178,16 +188,27 @@ class Services:
         self.guard = Guard(access, self.audit, self._tickets.read_call)
         watched = Watched(self.apps, self.functions, self.calls, self.pools, self.containers, self.workers)
         self.metrics = watched.metrics
+        self._exporter = OtlpExporter(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        if self._exporter is not None:
+            watched.trace(self._exporter, settings.trace_sample)
         routes = (
             AppPages(self.apps, self.functions),
             BlobRoutes(self.blobs),
             VolumeRoutes(self.contents),
             MetricRoutes(self.metrics, self.tokens.authenticate),
         )
-        ingress = Ingress(self.web_urls, _not_yet, _not_yet)
+        ingress = Ingress(
+            self.web_urls,
+            AsgiIngress(WebCalls(self.calls), self.blobs, web_site(settings).scheme).serve,
+            _not_yet,
+        )
         self.gateway = Gateway(
             [route for group in routes for route in group.routes()], [measure(self.metrics), ingress.middleware]
         )
+        requests = ContainerRequests(self.containers, self.workers)
+        self._command_access = CommandAccess(keys.load_or_create(settings.keys_dir, "commands"), clock)
+        starts = CommandStarts(self.containers, self.apps, self.secrets)
+        self.command_router = CommandRouter(self._command_access, starts, requests)
         self.links = WorkerLinks(
             self._token,
             self.recovery,
@@ -198,6 +219,7 @@ class Services:
             self.logs,
             self.images,
             self.images.worker_connected,
+            requests.answered,
         )
         self.worker_calls = WorkerCalls(self._token, WorkerVolumeCalls(self.commits))
         self._introduce()
@@ -226,6 +248,8 @@ class Services:
 
     async def __aenter__(self) -> "Services":
         stack = self._stack
+        if self._exporter is not None:
+            stack.push_async_callback(asyncio.to_thread, self._exporter.close)
         self.database.open()
         stack.push_async_callback(self.database.close)
         await self.environments.load()
@@ -309,6 +333,7 @@ class Services:
                 self._tickets,
             ),
             ClassRpcs(self.classes),
+            CommandAccessRpcs(self.containers, self._command_access, self._settings.grpc_url),
             ContainerRpcs(self.containers, self.pools, self.apps, self.functions),
             DictRpcs(self.dicts),
             EnvironmentRpcs(self.environments),
@@ -319,6 +344,7 @@ class Services:
             QueueRpcs(self.queues),
             SecretRpcs(self.secrets, self.environments),
             VolumeRpcs(self.volumes, self.contents),
+            PeopleRpcs(self.tokens, self.environments, self._clock),
             WorkspaceRpcs(self.tokens, self.apps, self.functions),
         ]
 

@@ -29,6 +29,7 @@ from aeolian.domain.link import (
     AckExit,
     AckLogs,
     AckOutputs,
+    ContainerAnswer,
     ContainerChanged,
     Event,
     Heartbeat,
@@ -89,6 +90,7 @@ class WorkerLinks:
         logs: AppLogs,
         images: ImageEvents,
         on_worker: Callable[[Worker], None],
+        on_answer: Callable[[ContainerAnswer], None],
     ):
         self._token = token
         self._recovery = recovery
@@ -99,6 +101,7 @@ class WorkerLinks:
         self._logs = logs
         self._images = images
         self._on_worker = on_worker
+        self._on_answer = on_answer
         self._server: asyncio.Server | None = None
         self._links: set[_WorkerLink] = set()
         self._tasks: set[asyncio.Task] = set()
@@ -187,6 +190,8 @@ class _WorkerLink:
             case ReturnInputs():
                 if (container := owner._containers.get(event.task_id)) is not None:
                     owner._pools.take_back(container, event.held, owner._calls.unfinished_input)
+            case ContainerAnswer():
+                owner._on_answer(event)
             case ImageBuilt():
                 owner.behind(owner._images.on_built(event.image_id, event.build_id, event.error, event.info))
                 if self._worker is not None and not event.error:
