@@ -8,18 +8,9 @@ def function(**fields) -> api_pb2.Function:
     return api_pb2.Function(function_name="f", **fields)
 
 
-WEB = api_pb2.WebhookConfig(type=api_pb2.WEBHOOK_TYPE_FUNCTION)
-
-
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (function(webhook_config=WEB), "web endpoints are not served yet"),
-        (
-            function(method_definitions={"page": api_pb2.MethodDefinition(webhook_config=WEB)}),
-            "web endpoints are not served yet",
-        ),
-        (function(is_server=True), "servers are not run yet"),
         (function(cloud_bucket_mounts=[api_pb2.CloudBucketMount()]), "buckets are not mounted yet"),
         (function(_experimental_group_size=2), "clusters are not formed yet"),
     ],
@@ -30,4 +21,7 @@ def test_what_is_asked_for_in_vain_is_said_with_the_function_s_name(asked, said)
 
 
 def test_an_ordinary_function_asks_for_nothing_in_vain():
-    assert unbuilt(function(timeout_secs=10, method_definitions={"m": api_pb2.MethodDefinition()})) == []
+    assert (
+        unbuilt(function(timeout_secs=10, webhook_config=api_pb2.WebhookConfig(type=api_pb2.WEBHOOK_TYPE_FUNCTION)))
+        == []
+    )

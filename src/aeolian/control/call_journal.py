@@ -42,8 +42,11 @@ class CallJournal:
         return self._current().writes
 
     def after_commit(self, fn: Callable[[], None]) -> None:
-        """Call `fn` when what was written so far is durable. Calls keep their order."""
-        self._current().after.append(fn)
+        """Call `fn` when what was written so far is durable: at once, if it is. Calls keep their order."""
+        if self._batch is None and self._in_flight is None:
+            fn()
+        else:
+            self._current().after.append(fn)
 
     async def committed(self, undo: Callable[[], None] | None) -> None:
         """Until what was written so far is durable. When it cannot be (the disk is full): `undo()`, then raise.

@@ -7,6 +7,7 @@ import asyncio
 from collections import deque
 from typing import NamedTuple
 
+from aeolian.control.web_exchange import Exchange
 from aeolian.domain.calls import CallType, InputKey, Invocation, Status
 
 UNKNOWN, OPEN, FINISHED = 0, 1, 2
@@ -79,6 +80,7 @@ class Call:
         "call_id",
         "call_type",
         "created_at",
+        "exchange",
         "expires_at",
         "function_id",
         "inputs",
@@ -119,6 +121,8 @@ class Call:
         self.parent = parent
         self.created_at = created_at
         self.expires_at: float | None = None
+        self.exchange: Exchange | None = None
+        """Of a web request, whose call is never stored: its messages and its end go there."""
         self.is_cancelled = False
         self.is_dropped = False
         self.inputs: dict[int, Input] = {}

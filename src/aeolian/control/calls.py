@@ -25,6 +25,7 @@ from aeolian.control.call_state import FINISHED, UNKNOWN, Call, Input, Output, i
 from aeolian.control.functions import Functions
 from aeolian.control.input_retries import InputRetries
 from aeolian.control.open_inputs import OpenInputs
+from aeolian.control.web_exchange import Exchange
 from aeolian.domain.caller import Caller
 from aeolian.domain.calls import (
     MAX_CRASHES,
@@ -89,7 +90,7 @@ class Calls:
         self.open_inputs = OpenInputs(database, clock, self._journal, self._memory, queue)
         self._retries = InputRetries(clock, functions, self._journal, queue)
         self.when_output: list[Callable[[FinishedInput], None]] = []
-        """Called with each input that has its output."""
+        """Called with each input whose output is durable."""
         self._finishing: set[asyncio.Task] = set()
         """What ends the queued inputs of large calls that were cancelled."""
         self._opened_at = 0.0
@@ -170,6 +171,36 @@ class Calls:
             self._journal.writes.together_with.append(stored_with)
         await self._take(call, inputs, stored_first=stored_with is not None)
         return call
+
+    def start_unstored(self, function_id: str, caller: Caller, payload: bytes, exchange: Exchange) -> str:
+        """A call with one input whose caller holds a connection: it ends with the server, so nothing of it is stored.
+
+        Returns the call's id. `exchange` hears of its end. Raises as `start`.
+        """
+        row = self._functions.check_callable(function_id, caller)
+        self._check_inputs(function_id, [(0, payload)])
+        call = Call(
+            new_id("function_call"),
+            function_id=function_id,
+            app_id=row.app_id,
+            workspace=caller.workspace,
+            call_type=CallType.UNARY,
+            invocation=Invocation.SYNC_LEGACY,
+            parent=None,
+            created_at=self._clock.now(),
+        )
+        call.exchange = exchange
+        self._memory.keep(call)
+        item = self.open_inputs.open(call, 0, payload)
+        self.open_inputs.begun(call)
+        self._queue.enqueue([item])
+        return call.call_id
+
+    def abandon_queued(self, call_id: str) -> None:
+        """Nobody waits for an unstored call any more: it is not begun, if no container has it yet."""
+        call = self._memory.get(call_id)
+        if call is not None and call.exchange is not None and not any(item.task_id for item in call.inputs.values()):
+            self._cancel(call, f"nobody waits for call {call_id} any more", terminate=False)
 
     async def put_inputs(
         self,
@@ -294,6 +325,9 @@ class Calls:
         status = Status(result.status) if result.status in _STATUSES else Status.FAILURE
         if status in RETRIED and self._retries.later(item):
             return
+        if call.exchange is not None:
+            self._finish_unstored(item, status, result, has_run=message is not None)
+            return
         output = api_pb2.FunctionGetOutputsItem(
             idx=item.idx,
             input_id=item.input_id,
@@ -330,7 +364,7 @@ class Calls:
         )
         self._journal.after_commit(lambda: call.publish(Output(seq, item.idx, item.retry_count, status, raw)))
         if self.when_output:
-            self._tell(item, status, output)
+            self._journal.after_commit(lambda: self._tell(item, status, output))
         if not call.num_unfinished:
             self.open_inputs.done(call)
 
@@ -344,13 +378,25 @@ class Calls:
             status=status.name.lower(),
             retry_count=item.retry_count,
             parent_input_id=item.call.parent.input_id if item.call.parent is not None else "",
-            called_at=item.call.created_at,
+            root_call_id=self._memory.root_of(item.call),
             created_at=item.created_at,
             started_at=output.input_started_at,
             finished_at=output.output_created_at,
+            stored_at=self._clock.now(),
         )
         for callback in self.when_output:
             callback(done)
+
+    def _finish_unstored(self, item: Input, status: Status, result: api_pb2.GenericResult, *, has_run: bool) -> None:
+        call = item.call
+        assert call.exchange is not None
+        if status in _ABANDONING:
+            self._cancel_children(call, result.exception, idx=item.idx)
+        self.open_inputs.forget(item, self._clock.now() - item.started_at if has_run else None)
+        call.mark(item.idx, FINISHED)
+        self.open_inputs.done(call)
+        self._memory.forget(call)
+        call.exchange.end(status, result.exception)
 
     def unfinished_input(self, input_id: str) -> Input | None:
         """Raises NotFound for what cannot be an input's id."""
@@ -404,7 +450,8 @@ class Calls:
     def _cancel(self, call: Call, reason: str, *, terminate: bool) -> None:
         if not call.is_cancelled:
             call.is_cancelled = True
-            self._journal.writes.cancelled.append(call.call_id)
+            if call.exchange is None:
+                self._journal.writes.cancelled.append(call.call_id)
         running = [item for item in call.inputs.values() if item.task_id]
         self._queue.cancel_running(running, terminate=terminate)
         self._cancel_children(call, reason, terminate=terminate)
@@ -461,6 +508,8 @@ class Calls:
                 item.losses += 1
             if item.crashes >= MAX_CRASHES or item.losses >= MAX_LOSSES:
                 self.finish(item, _failure(explanation))
+            elif item.call.exchange is not None and not item.call.exchange.begin_again():
+                self.finish(item, _lost(explanation))
             else:
                 again.append(item)
         if again:
@@ -573,6 +622,10 @@ _FAULTS = frozenset(
 def _ended_by_itself(exit: ExitStatus) -> bool:
     """Whether what it ran is the reason, and not somebody outside."""
     return not exit.reason and (exit.oom_killed or exit.exit_code >= 0 or -exit.exit_code in _FAULTS)
+
+
+def _lost(text: str) -> api_pb2.GenericResult:
+    return api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE, exception=text)
 
 
 def _failure(text: str) -> api_pb2.GenericResult:

@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from aeolian.control.call_state import Call
 from aeolian.control.calls import Calls
+from aeolian.control.web_exchange import Exchange
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
@@ -112,6 +113,17 @@ class DataChannels:
         self._calls = calls
         self._channels: dict[tuple[str, Direction], _Channel] = {}
         calls.open_inputs.when_finished.append(self._call_finished)
+
+    def exchange_of(self, call_id: str, caller: Caller) -> Exchange | None:
+        """Where the stream of a web request goes, which nothing stores; None: the call is no web request.
+
+        Raises FailedPrecondition when the caller does not run it.
+        """
+        call = self._calls.living(call_id)
+        if call is None or call.exchange is None or call.workspace != caller.workspace:
+            return None
+        _check_runs(call, caller)
+        return call.exchange
 
     async def put(
         self,

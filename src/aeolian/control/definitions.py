@@ -221,6 +221,8 @@ def handle_of(
     webs = {web.method_name: web for web in web_functions(described, function_id, app_id)}
     if described.webhook_config.type:
         handle.web_url = address_of(webs[""]).url
+    elif "" in webs and (url := address_of(webs[""]).url):  # a server
+        handle._experimental_flash_urls.append(url)
     for name, method in described.method_definitions.items():
         of_method = handle.method_handle_metadata[name]
         of_method.function_name = method.function_name
@@ -267,6 +269,9 @@ def function_data(
         copy.ClearField("function_serialized")
         copy.ClearField("class_serialized")
         for method_name, address in addresses.items():
+            if copy.is_server:
+                copy.flash_service_urls[:] = [address.url] if address.url else []
+                continue
             web = copy.method_definitions[method_name] if method_name else copy
             web.web_url = address.url
             web.web_url_info.truncated = address.is_truncated

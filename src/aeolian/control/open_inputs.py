@@ -55,7 +55,7 @@ class OpenInputs:
         if row is not None:
             item.retry_count, item.due_at = row.retry_count, row.due_at
         if payload is not None:
-            if self._payload_bytes + item.num_bytes > PAYLOAD_BUDGET_BYTES:
+            if self._payload_bytes + item.num_bytes > PAYLOAD_BUDGET_BYTES and call.exchange is None:
                 item.payload = None
             else:
                 self._payload_bytes += item.num_bytes

@@ -6,10 +6,7 @@ from modal_proto import api_pb2
 def unbuilt(function: api_pb2.Function) -> list[str]:
     """A sentence for each such thing; empty when everything that it asks for is done."""
     name = function.function_name
-    has_web = function.webhook_config.type or any(m.webhook_config.type for m in function.method_definitions.values())
     asked = {
-        f"web endpoints are not served yet: '{name}' gets no address": bool(has_web),
-        f"servers are not run yet: '{name}' gets no address": function.is_server,
         f"buckets are not mounted yet: '{name}' finds an empty folder in their place": bool(
             function.cloud_bucket_mounts
         ),

@@ -25,6 +25,7 @@ from aeolian.control.apps import Apps
 from aeolian.control.definitions import WebAddress, WebFunction
 from aeolian.control.environments import Environments
 from aeolian.control.functions import Functions
+from aeolian.domain.apps import AppState
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import AeolianError, ResourceExhausted
@@ -222,7 +223,7 @@ class WebUrls:
             workspace=app.workspace,
             web_suffix=environment.web_suffix if environment is not None else "",
             app_name=app.name or app.description or app.app_id,
-            is_deployed=bool(app.name),
+            is_deployed=bool(app.name) or app.state is AppState.INITIALIZING,
         )
 
     def _has_rival(self, claim: WebClaim) -> bool:
@@ -240,9 +241,8 @@ class WebUrls:
     def _new_port(self) -> int:
         """A free port, or that of the label that has been without a Function for longest."""
         first = self._site.first_port
-        if not first:
-            if (port := self._ports.open(0)) is not None:
-                return port
+        if not first and (port := self._ports.open(0)) is not None:
+            return port
         for port in range(first, min(first + MAX_PORTS, 65536)):
             if first and port not in self._at_port and self._ports.open(port) is not None:
                 return port

@@ -211,6 +211,9 @@ class CallRpcs:
     # ---- streams ----------------------------------------------------------------------------------------
 
     async def FunctionCallPutDataOut(self, request: api_pb2.FunctionCallPutDataRequest, caller: Caller) -> Empty:
+        if (exchange := self._channels.exchange_of(request.function_call_id, caller)) is not None:
+            await exchange.put(request.data_chunks)
+            return Empty()
         chunks = [(chunk.index, chunk.SerializeToString()) for chunk in request.data_chunks]
         blob_ids = [chunk.data_blob_id for chunk in request.data_chunks if chunk.data_blob_id]
         await self._channels.put(request.function_call_id, Direction.OUT, caller, chunks, blob_ids)
@@ -227,7 +230,13 @@ class CallRpcs:
     async def FunctionCallGetDataIn(
         self, request: api_pb2.FunctionCallGetDataRequest, caller: Caller
     ) -> AsyncIterator[bytes]:
-        async for _, chunk in self._channels.follow(request.function_call_id, Direction.IN, caller, request.last_index):
+        exchange = self._channels.exchange_of(request.function_call_id, caller)
+        chunks = (
+            exchange.follow(request.last_index)
+            if exchange is not None
+            else self._channels.follow(request.function_call_id, Direction.IN, caller, request.last_index)
+        )
+        async for _, chunk in chunks:
             yield chunk
 
     # ---- inside -----------------------------------------------------------------------------------------
