@@ -156,7 +156,7 @@ def views(draw) -> PoolView:
 
 @given(views(), st.integers(1, 64))
 def test_limits_hold_for_every_pool(view, num_cores):
-    start, stop = plan(view, NOW, num_cores)
+    start, stop, _ = plan(view, NOW, num_cores)
     there = view.num_starting + view.num_ready + view.num_blocked
     assert start >= 0
     if view.max_containers:
@@ -177,3 +177,10 @@ def test_an_input_never_waits_for_nothing(view, num_cores):
         return
     if not view.max_containers or view.num_blocked + view.num_ending < view.max_containers:
         assert plan(view, NOW, num_cores) != PoolPlan(0, ())
+
+
+def test_a_quota_holds_back_what_would_be_started():
+    crowd = pool(num_queued=10, input_s=9.0, quota_room=1)
+    assert plan(crowd, NOW, 8) == PoolPlan(start=1, num_held_back=7)
+    assert plan(crowd._replace(quota_room=0), NOW, 8) == PoolPlan(num_held_back=8)
+    assert plan(crowd._replace(quota_room=99), NOW, 8) == PoolPlan(start=8)

@@ -15,6 +15,9 @@ COMMANDS = {
     "connect": "aeolian.cli.connect",
     "status": "aeolian.cli.status",
     "token": "aeolian.cli.token",
+    "backup": "aeolian.cli.backup",
+    "restore": "aeolian.cli.restore",
+    "quota": "aeolian.cli.quota",
     "audit": "aeolian.cli.audit",
     "doctor": "aeolian.cli.doctor",
 }

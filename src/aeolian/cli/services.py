@@ -40,6 +40,7 @@ from aeolian.control.logs import AppLogs
 from aeolian.control.mounts import Mounts
 from aeolian.control.pools import Pools
 from aeolian.control.queues import Queues
+from aeolian.control.quotas import Quotas
 from aeolian.control.recovery import Recovery
 from aeolian.control.schedules import Schedules
 from aeolian.control.secrets import Secrets
@@ -161,6 +162,7 @@ class Services:
         )
         self.recovery = Recovery(self.containers, self.calls, self.pools, self.workers)
         self.autoscaling = Autoscaling(clock, self.functions, self.pools, self.containers)
+        self.autoscaling.quotas = Quotas(clock, environments, self.apps, self.pools, self.containers, self.logs)
         self.classes = Classes(database, clock, self.apps, self.functions)
         dependencies = Dependencies(
             {

@@ -43,15 +43,21 @@ class PoolView(NamedTuple):
     """False while starts are held back after failures."""
     is_on_trial: bool = False
     """The last ones died at their start: one at a time, until one works."""
+    quota_room: int | None = None
+    """How many more containers the quota of its environment allows; None: any number."""
 
 
 class PoolPlan(NamedTuple):
     start: int = 0
     stop: tuple[str, ...] = ()
+    num_held_back: int = 0
+    """Containers that would be started, had the environment a larger quota."""
 
 
 def plan(pool: PoolView, now: float, num_cores: int) -> PoolPlan:
-    return PoolPlan(_num_to_start(pool, num_cores), _to_stop(pool, now))
+    wanted = _num_to_start(pool, num_cores)
+    start = wanted if pool.quota_room is None else min(wanted, pool.quota_room)
+    return PoolPlan(start, _to_stop(pool, now), wanted - start)
 
 
 def concurrency(num_inputs: int, num_ready: int, target: int, maximum: int) -> int:

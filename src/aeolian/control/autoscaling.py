@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import logging
 
-from aeolian.control import autoscaler
+from aeolian.control import autoscaler, servers
 from aeolian.control.containers import Containers
 from aeolian.control.functions import Functions
 from aeolian.control.pools import Pool, Pools
+from aeolian.control.quotas import Quotas
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import AeolianError
 from aeolian.domain.functions import AutoscalerSettings, PoolSettings
@@ -26,6 +27,8 @@ class Autoscaling:
         self._functions = functions
         self._pools = pools
         self._containers = containers
+        self.quotas: Quotas | None = None
+        """What environments may have; None: anything."""
         self._due: dict[str, float] = {}
         """When to look at a pool again although nothing has happened to it."""
         self._task: asyncio.Task | None = None
@@ -47,6 +50,8 @@ class Autoscaling:
                 async with asyncio.timeout(timeout_s):
                     await self._pools.woken.wait()
             self._pools.woken.clear()
+            if self.quotas is not None and self.quotas.may_be_outdated:
+                await self.quotas.refresh()
             touched, self._pools.unsettled = self._pools.unsettled, set()
             now = self._clock.monotonic()
             touched |= {function_id for function_id, at in self._due.items() if at <= now}
@@ -72,16 +77,20 @@ class Autoscaling:
             return None
         pool.head()  # drops finished entries
         limits, now = self._limits(pool, settings), self._clock.monotonic()
-        view = self._view(pool, settings, limits)
+        room = self.quotas.room(settings) if self.quotas is not None else None
+        view = self._view(pool, settings, limits)._replace(quota_room=room.num_containers if room is not None else None)
         plan = autoscaler.plan(view, now, self._containers.num_cores)
         for task_id in plan.stop:
             if (container := pool.containers.get(task_id)) is not None:
                 reason = "it was idle" if container.idle_since else "there are more than `max_containers` of them"
                 self._containers.stop_container(container, drain=True, reason=reason)
         started = self._containers.start(pool, settings, plan.start)
-        pool.is_denied = started < plan.start
-        if pool.is_denied:
+        is_crowded = started < plan.start
+        if is_crowded:
             self._containers.make_room(pool, settings)
+        if self.quotas is not None:
+            self.quotas.held_back(pool, settings, room if plan.num_held_back else None)
+        pool.is_denied = is_crowded or plan.num_held_back > 0
         is_unused = not (pool.containers or pool.num_queued or limits.min_containers)
         if is_unused and (pool.is_retired or now - pool.used_at >= FORGET_POOL_S):
             self._pools.remove_pool(pool.function_id)
@@ -110,6 +119,8 @@ class Autoscaling:
 
     def _view(self, pool: Pool, settings: PoolSettings, limits: AutoscalerSettings) -> autoscaler.PoolView:
         now = self._clock.monotonic()
+        if settings.is_server:
+            return servers.view_of(pool, settings, limits, now)
         mine = [c for c in pool.containers.values() if c.revision == settings.revision or c.is_starting]
         open = [container for container in mine if container.takes_inputs]
         ready = [container for container in open if not container.is_blocked]

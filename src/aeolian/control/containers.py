@@ -63,6 +63,8 @@ class Containers:
     ):
         self.when_ended: list[Callable[[Container], None]] = []
         """Called with each container that is gone."""
+        self.when_hopeless: list[Callable[[str, str], None]] = []
+        """Called with a Function (its id) whose containers do not work, and why."""
         self.when_started: list[Callable[[Container], None]] = []
         """Called with each container that asks for inputs for the first time."""
         self.when_exited: list[Callable[[Container, ExitStatus], None]] = []
@@ -188,7 +190,7 @@ class Containers:
             container
             for pool in self._pools.all()
             if pool is not for_pool
-            for container in self._spare(pool)
+            for container in self.spare(pool)
             if container.resources.gpu_count or not settings.resources.gpu_count
         ]
         ending: list[Container] = []
@@ -199,7 +201,7 @@ class Containers:
                     self.stop_container(victim, drain=True, reason="others need its place")
                 return
 
-    def _spare(self, pool: Pool) -> list[Container]:
+    def spare(self, pool: Pool) -> list[Container]:
         """Idle containers of a pool beyond its minimum, those that have been idle longest."""
         num_open = sum(container.takes_inputs for container in pool.containers.values())
         idle = [c for c in pool.containers.values() if c.idle_since and c.state is ContainerState.RUNNING]
@@ -320,6 +322,8 @@ class Containers:
                 result.exception += quoted(last_lines)
             if not is_served:
                 self._calls.fail(list(pool.queue), result, container.task_id)
+                for on_hopeless in self.when_hopeless:
+                    on_hopeless(pool.function_id, f"container {container.task_id} failed: {result.exception}")
         elif loop.gives_up and not is_served:
             self._fail_queue(pool, explain(container.task_id, exit, last_lines, did))
         if not pause_s:
@@ -333,6 +337,8 @@ class Containers:
         return f"{what}; {times}, the next one is started in {pause_s:.0f} s"
 
     def _fail_queue(self, pool: Pool, text: str) -> None:
+        for on_hopeless in self.when_hopeless:
+            on_hopeless(pool.function_id, text)
         result = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=text)
         self._calls.fail(list(pool.queue), result)
 
@@ -488,6 +494,8 @@ class Containers:
 
     def _forget_app(self, app_id: str) -> None:
         for pool in self._pools.of_app(app_id):
+            for on_hopeless in self.when_hopeless:
+                on_hopeless(pool.function_id, "its App has been stopped")
             if not pool.containers:
                 self._pools.remove_pool(pool.function_id)
 
