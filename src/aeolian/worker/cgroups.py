@@ -6,8 +6,8 @@
     hybrid   v1, and an empty v2 hierarchy at /sys/fs/cgroup/unified (crun refuses it: hide it in a namespace)
     v2       /sys/fs/cgroup/<path>
 
-A group's path is the same below each hierarchy. crun makes the groups and sets their limits; here they are read,
-emptied and removed.
+A group's path is the same below each hierarchy. crun makes the groups of native containers and sets their limits;
+others are made here. All are read, emptied and removed here.
 """
 
 import contextlib
@@ -57,6 +57,26 @@ class Cgroups:
         if self.kind is CgroupKind.V2:
             return has_swap()  # without swap space the file may be missing, and nothing is to be limited
         return (self._mount_point / "memory/memory.memsw.limit_in_bytes").exists()
+
+    def create(self, path: str, limits: dict) -> None:
+        """Make a group with the limits of an OCI description (`linux.resources`: cpu, memory, pids). Raises OSError."""
+        relative = path.strip("/")
+        if self.kind is CgroupKind.V2:
+            _create_unified(self._mount_point, relative, _unified_files(limits))
+            return
+        for controller, files in _files_by_controller(limits).items():
+            folder = self._mount_point / controller / relative
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, value in files.items():
+                (folder / name).write_text(value)
+
+    def join(self, path: str, pid: int) -> None:
+        """Put a process into a group that `create` made. Raises OSError."""
+        roots = [self._mount_point]
+        if self.kind is not CgroupKind.V2:
+            roots = [self._mount_point / name for name in CONTROLLERS]
+        for root in roots:
+            (root / path.strip("/") / "cgroup.procs").write_text(str(pid))
 
     def num_oom_kills(self, path: str) -> int:
         """How many processes of the group the kernel has killed for want of memory; 0 when the group is gone."""
@@ -113,6 +133,47 @@ def find_kind(mount_point: Path = MOUNT_POINT) -> CgroupKind:
     if not (mount_point / "memory").is_dir() and not (mount_point / "cpu").is_dir():
         return CgroupKind.NONE
     return CgroupKind.HYBRID if (mount_point / UNIFIED.name / "cgroup.procs").exists() else CgroupKind.V1
+
+
+def _files_by_controller(limits: dict) -> dict[str, dict[str, str]]:
+    """The files of cgroups v1, in the order in which they must be written."""
+    cpu, memory = limits["cpu"], limits.get("memory", {})
+    files: dict[str, dict[str, str]] = {name: {} for name in CONTROLLERS}
+    files["cpu"]["cpu.shares"] = str(cpu["shares"])
+    if "quota" in cpu:
+        files["cpu"] |= {"cpu.cfs_period_us": str(cpu["period"]), "cpu.cfs_quota_us": str(cpu["quota"])}
+    if "limit" in memory:
+        files["memory"]["memory.limit_in_bytes"] = str(memory["limit"])
+    if "swap" in memory:
+        files["memory"]["memory.memsw.limit_in_bytes"] = str(memory["swap"])
+    files["pids"]["pids.max"] = str(limits["pids"]["limit"])
+    return files
+
+
+def _unified_files(limits: dict) -> dict[str, str]:
+    """The files of cgroups v2: a share of CPU becomes a weight, and swap is counted without memory."""
+    cpu, memory = limits["cpu"], limits.get("memory", {})
+    files = {"cpu.weight": str(1 + (cpu["shares"] - 2) * 9999 // 262_142)}
+    if "quota" in cpu:
+        files["cpu.max"] = f"{cpu['quota']} {cpu['period']}"
+    if "limit" in memory:
+        files["memory.max"] = str(memory["limit"])
+    if "swap" in memory:
+        files["memory.swap.max"] = str(memory["swap"] - memory["limit"])
+    files["pids.max"] = str(limits["pids"]["limit"])
+    return files
+
+
+def _create_unified(mount_point: Path, relative: str, files: dict[str, str]) -> None:
+    """Each group on the way hands its controllers down."""
+    folder = mount_point
+    for part in Path(relative).parts:
+        for controller in CONTROLLERS:
+            (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+        folder /= part
+        folder.mkdir(exist_ok=True)
+    for name, value in files.items():
+        (folder / name).write_text(value)
 
 
 def has_swap() -> bool:

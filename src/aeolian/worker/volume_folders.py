@@ -13,6 +13,7 @@ The overlay is mounted in the host's namespace, so that it can be read and writt
 import contextlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +83,7 @@ class OverlayFolder:
 
     def open_file(self) -> str:
         device = self.source.stat().st_dev
-        return _first_open(lambda status: status.st_dev == device)
+        return _first_open(lambda status: status.st_dev == device and not stat.S_ISDIR(status.st_mode))
 
     def leave(self) -> None:
         for _ in range(UNMOUNT_TRIES):
@@ -137,9 +138,16 @@ def _first_open(is_ours: Callable[[os.stat_result], bool]) -> str:
             continue
         for descriptor in descriptors:
             with contextlib.suppress(OSError):
-                if is_ours(os.stat(f"/proc/{pid}/fd/{descriptor}")):
+                if is_ours(os.stat(f"/proc/{pid}/fd/{descriptor}")) and not _is_name_only(pid, descriptor):
                     return os.readlink(f"/proc/{pid}/fd/{descriptor}")
     return ""
+
+
+def _is_name_only(pid: str, descriptor: str) -> bool:
+    """O_PATH: nothing is read or written by it. A gVisor sandbox holds what it shows by such ones."""
+    with open(f"/proc/{pid}/fdinfo/{descriptor}") as stream:
+        flags = next(line.split()[1] for line in stream if line.startswith("flags:"))
+    return bool(int(flags, 8) & os.O_PATH)
 
 
 def _files_below(folder: Path) -> Iterator[os.stat_result]:

@@ -230,7 +230,7 @@ class OneEnvironment:
         return self
 
 
-@pytest.mark.parametrize("name", ["native", "process"])
+@pytest.mark.parametrize("name", ["gvisor", "native", "process"])
 async def test_a_running_container_sees_what_others_commit_when_it_reloads(tmp_path, small_rootfs, name):
     database = Database(f"sqlite:///{tmp_path}/test.db")
     metadata.create_all(database.engine)

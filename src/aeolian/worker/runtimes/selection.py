@@ -1,7 +1,7 @@
 """Which runtime this host can do: the best one that works, and why not the better ones.
 
-From the best isolation to none: `gvisor`, `native`, `process`. What cannot be told from files is tried: `native` is
-there when a container of it has run.
+From the best isolation to none: `gvisor`, `native`, `process`. What cannot be told from files is tried: `gvisor` and
+`native` are there when a container of theirs has run.
 """
 
 import asyncio
@@ -21,11 +21,15 @@ from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.images.store import ImageStore
 from aeolian.worker.interpreters import Interpreters
 from aeolian.worker.runtimes.base import RuntimeUnavailable, runtime_folder
+from aeolian.worker.runtimes.gvisor import GvisorRuntime
 from aeolian.worker.runtimes.native import CRUN, NativeRuntime
+from aeolian.worker.runtimes.runsc import find_runsc
 from aeolian.worker.sdk import SdkStore
 
 RUNTIMES = ("gvisor", "native", "process")
-"""The best first."""
+"""The best isolation first."""
+AUTOMATIC = ("native", "process")
+"""What `auto` takes, the best first: gVisor's start takes longer, and it gives no GPUs, so it is taken when asked for."""
 TRIAL_TIMEOUT_S = 30.0
 
 
@@ -63,7 +67,7 @@ async def choose(choice: str, data_dir: Path) -> Selection:
             raise RuntimeUnavailable(f"{offer}. With `--runtime auto` Aeolian takes the best one that works")
         return Selection(choice)
     missing: list[Offer] = []
-    for name in RUNTIMES:
+    for name in AUTOMATIC:
         offer = await find_offer(name, data_dir)
         if offer.is_available:
             return Selection(name, tuple(missing))
@@ -73,62 +77,78 @@ async def choose(choice: str, data_dir: Path) -> Selection:
 
 async def find_offer(name: str, data_dir: Path) -> Offer:
     if name == "gvisor":
-        return Offer(name, "this version of Aeolian does not run gVisor yet")
+        return _gvisor_needs() or await _tried(GvisorRuntime, data_dir)
     if name == "native":
-        return await _native(data_dir)
+        return _native_needs() or await _tried(NativeRuntime, data_dir)
     if os.name != "posix":
         return Offer(name, f"{sys.platform} cannot fork", "run Aeolian on Linux or macOS")
     return Offer(name)
 
 
-async def _native(data_dir: Path) -> Offer:
-    offer = _native_needs()
-    if offer is not None:
-        return offer
-    folder = runtime_folder(data_dir.resolve(), "trial") / str(os.getpid())
+async def _tried(kind: type[NativeRuntime] | type[GvisorRuntime], data_dir: Path) -> Offer:
+    folder = runtime_folder(data_dir.resolve(), "trial") / f"{kind.name}-{os.getpid()}"
     try:
         folder.mkdir(exist_ok=True)
         if not await asyncio.to_thread(mounting.can_mount_overlays, folder):
             return Offer(
-                "native",
+                kind.name,
                 f"overlays cannot be mounted in {data_dir}",
                 "put the data directory on a disk of ext4, xfs or btrfs, and where Aeolian itself runs in a container, "
                 "give it a volume and the right to mount (--privileged)",
             )
-        problem = await _try_container(folder)
+        problem = await _try_container(kind, folder)
     finally:
         await asyncio.to_thread(remove_tree, folder)
     if problem:
         return Offer(
-            "native", f"a container did not run: {problem}", "where Aeolian runs in a container, --privileged helps"
+            kind.name, f"a container did not run: {problem}", "where Aeolian runs in a container, --privileged helps"
         )
-    return Offer("native")
+    return Offer(kind.name)
+
+
+def _gvisor_needs() -> Offer | None:
+    """What is missing, as far as it can be told without trying."""
+    if (offer := _root_needs("gvisor")) is not None:
+        return offer
+    if find_runsc() is None:
+        return Offer("gvisor", "runsc is not installed", "make setup (as root) puts it beside Aeolian's Python")
+    return _cgroup_needs("gvisor")
 
 
 def _native_needs() -> Offer | None:
     """What is missing, as far as it can be told without trying."""
-    if sys.platform != "linux":
-        return Offer("native", f"it needs Linux, this is {sys.platform}")
-    if os.geteuid() != 0:
-        return Offer("native", f"it needs root, this is user {os.geteuid()}", "start Aeolian with sudo")
+    if (offer := _root_needs("native")) is not None:
+        return offer
     if shutil.which(CRUN) is None:
         return Offer("native", "crun is not installed", "apt install crun")
-    cgroups = Cgroups()
-    if cgroups.kind is CgroupKind.NONE:
-        return Offer(
-            "native", "no cgroups are mounted at /sys/fs/cgroup", "mount them: mount -t cgroup2 none /sys/fs/cgroup"
-        )
-    if missing := cgroups.missing_controllers():
-        return Offer("native", f"the cgroup controllers {', '.join(missing)} are missing", "enable them in the kernel")
+    return _cgroup_needs("native")
+
+
+def _root_needs(name: str) -> Offer | None:
+    if sys.platform != "linux":
+        return Offer(name, f"it needs Linux, this is {sys.platform}")
+    if os.geteuid() != 0:
+        return Offer(name, f"it needs root, this is user {os.geteuid()}", "start Aeolian with sudo")
     return None
 
 
-async def _try_container(folder: Path) -> str:
+def _cgroup_needs(name: str) -> Offer | None:
+    cgroups = Cgroups()
+    if cgroups.kind is CgroupKind.NONE:
+        return Offer(
+            name, "no cgroups are mounted at /sys/fs/cgroup", "mount them: mount -t cgroup2 none /sys/fs/cgroup"
+        )
+    if missing := cgroups.missing_controllers():
+        return Offer(name, f"the cgroup controllers {', '.join(missing)} are missing", "enable them in the kernel")
+    return None
+
+
+async def _try_container(kind: type[NativeRuntime] | type[GvisorRuntime], folder: Path) -> str:
     """Run `true` on this host's own files. Returns what went wrong, or ""."""
     program = shutil.which("true")
     if program is None:
         return "this host has no program `true` to try"
-    runtime = NativeRuntime(folder, ImageStore(folder), SdkStore(folder, Interpreters(folder)))
+    runtime = kind(folder, ImageStore(folder), SdkStore(folder, Interpreters(folder)))
     spec = ContainerSpec("ta-trial", "", "", "", "", argv=(os.path.realpath(program),), cwd="/")
     start = Start(spec, folder / "containers" / spec.task_id, folder / "socket", cwd="/")
     start.rootfs, start.upper, work = (start.folder / name for name in ("rootfs", "upper", "work"))
@@ -143,6 +163,8 @@ async def _try_container(folder: Path) -> str:
             container = await runtime.start(start)
             exit, said = await asyncio.gather(container.wait(), container.stderr.read())
             await container.release()
+        if exit.reason:
+            return exit.reason
         return "" if exit.exit_code == 0 else said.decode("utf-8", "replace").strip() or f"exit status {exit.exit_code}"
     except TimeoutError:
         return f"it did not end within {TRIAL_TIMEOUT_S:g} s"
