@@ -70,10 +70,13 @@ class ContainerSpecs:
                 mount_client_dependencies=settings.mount_client_dependencies
                 or builder_version > LAST_WITH_DEPENDENCIES,
                 block_network=settings.block_network,
+                allowed_cidrs=settings.allowed_cidrs,
                 input_timeout_s=settings.timeout_s,
                 startup_timeout_s=settings.startup_timeout_s,
                 max_concurrent_inputs=settings.max_concurrent_inputs,
                 is_server=settings.is_server,
+                server_port=settings.server_port,
+                exit_grace_s=settings.exit_grace_s,
                 save_image_as=saved[0],
                 build_id=saved[1],
             ),

@@ -32,6 +32,7 @@ class Container:
         "is_shut_off",
         "max_inputs",
         "num_given",
+        "num_requests",
         "num_waits",
         "resources",
         "revision",
@@ -83,6 +84,8 @@ class Container:
         self.idle_since = 0.0
         """Since when it waits for inputs with nothing to do; 0: it does not."""
         self.num_given = 0
+        self.num_requests = 0
+        """Of a server: those that it works on."""
         self.num_waits = 0
         """How many polls for outputs of other inputs it has open."""
         self.is_last = False

@@ -40,6 +40,7 @@ def pool_settings(
         min_containers = 0  # nobody calls a parametrised class without its parameters
     else:
         min_containers = autoscaler.min_containers
+    access = function.network_access
     max_concurrent_inputs = max(1, function.max_concurrent_inputs)
     target = function.target_concurrent_inputs or max_concurrent_inputs
     return PoolSettings(
@@ -79,7 +80,10 @@ def pool_settings(
             for mount in function.volume_mounts
         ),
         secret_ids=tuple(function.secret_ids),
-        block_network=function.block_network,
+        block_network=function.block_network or access.network_access_type == api_pb2.NetworkAccess.BLOCKED,
+        allowed_cidrs=tuple(access.allowed_cidrs)
+        if access.network_access_type == api_pb2.NetworkAccess.ALLOWLIST
+        else None,
         restrict_modal_access=function.untrusted,
         cluster_size=function._experimental_group_size,
         mount_client_dependencies=function.mount_client_dependencies,
@@ -89,6 +93,9 @@ def pool_settings(
             sorted(name for name, method in function.method_definitions.items() if method.webhook_config.type)
         ),
         is_server=function.is_server,
+        server_port=function.http_config.port,
+        exit_grace_s=float(function.http_config.exit_grace_period),
+        max_concurrency=function.max_concurrent_inputs if function.is_server else 0,
         is_class=function.is_class,
         is_builder_function=function.is_builder_function,
         checkpointing_enabled=function.checkpointing_enabled,
@@ -111,6 +118,7 @@ def defined_autoscaler(function: api_pb2.Function) -> AutoscalerSettings:
             pick("scaledown_window", function.task_idle_timeout_secs) or DEFAULT_SCALEDOWN_WINDOW_S
         ),
         target_concurrency=settings.target_concurrency_float or float(settings.target_concurrency),
+        is_scaled=not settings.HasField("target_concurrency_float") or settings.target_concurrency_float > 0,
     )
 
 
@@ -130,10 +138,13 @@ def overridden(defined: AutoscalerSettings, override: api_pb2.AutoscalerSettings
         scaleup_window_s=pick("scaleup_window", defined.scaleup_window_s),
         scaledown_window_s=pick("scaledown_window", defined.scaledown_window_s),
         target_concurrency=target,
+        is_scaled=target > 0 if message.HasField("target_concurrency_float") else defined.is_scaled,
     )
 
 
 def _startup_timeout_s(function: api_pb2.Function) -> float:
+    if function.is_server and function.http_config.startup_timeout:
+        return float(function.http_config.startup_timeout)
     timeout_s = float(function.timeout_secs or DEFAULT_TIMEOUT_S)
     asked_s = float(function.startup_timeout_secs)
     # The SDK fills in the inputs' timeout where none was asked for.

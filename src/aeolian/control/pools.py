@@ -41,6 +41,8 @@ class Pool:
         self.queue: deque[Input] = deque()
         self.num_removed = 0
         """Entries of `queue` that are finished already and will be passed over."""
+        self.num_waiting = 0
+        """Requests to a server that wait for a container."""
         self.containers: dict[str, Container] = {}
         self.input_s: float | None = None
         """Moving average of how long an input takes."""
@@ -57,7 +59,7 @@ class Pool:
 
     @property
     def num_queued(self) -> int:
-        return len(self.queue) - self.num_removed
+        return len(self.queue) - self.num_removed + self.num_waiting
 
     def took(self, duration_s: float) -> None:
         before = self.input_s

@@ -99,6 +99,10 @@ class ContainerSpec(msgspec.Struct, frozen=True):
     max_concurrent_inputs: int = 1
     is_server: bool = False
     """An `@app.server` container: no ContainerHello, no heartbeat, no inputs."""
+    server_port: int = 0
+    """Where such a container serves HTTP."""
+    exit_grace_s: float = 0.0
+    """How long the requests that it works on may take when it is to end."""
     save_image_as: str = ""
     """For `Image.run_function`: the image id under which the container's file system is kept when it ends well."""
     build_id: str = ""

@@ -34,6 +34,8 @@ class AutoscalerSettings(msgspec.Struct, frozen=True):
     scaledown_window_s: float = DEFAULT_SCALEDOWN_WINDOW_S
     target_concurrency: float = 0.0
     """Only for servers: requests per container that the autoscaler aims at; 0 = not set."""
+    is_scaled: bool = True
+    """False for a server with a target of 0: many requests start no more containers than a few."""
 
 
 class PoolSettings(msgspec.Struct, frozen=True):
@@ -83,6 +85,8 @@ class PoolSettings(msgspec.Struct, frozen=True):
     volumes: tuple[VolumeMountSpec, ...] = ()
     secret_ids: tuple[str, ...] = ()
     block_network: bool = False
+    allowed_cidrs: tuple[str, ...] | None = None
+    """The only networks that its containers may connect to; None: no such list."""
     restrict_modal_access: bool = False
     cluster_size: int = 0
     """Containers that start and end together (`@clustered`); 0 = alone."""
@@ -98,6 +102,10 @@ class PoolSettings(msgspec.Struct, frozen=True):
     web_methods: tuple[str, ...] = ()
     """Methods of a class that are web endpoints."""
     is_server: bool = False
+    server_port: int = 0
+    exit_grace_s: float = 0.0
+    max_concurrency: int = 0
+    """Of a server: requests per container, beyond which they are refused; 0 = no limit."""
     is_class: bool = False
     is_builder_function: bool = False
     checkpointing_enabled: bool = False

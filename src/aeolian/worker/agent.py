@@ -47,6 +47,7 @@ from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.images.store import StoredImage
 from aeolian.worker.link import ServerLink
 from aeolian.worker.logs import LogSender
+from aeolian.worker.ports import ContainerPorts
 from aeolian.worker.rpc import Answer, parsed
 from aeolian.worker.runtimes.base import Runtime
 from aeolian.worker.volume_rpcs import WorkerVolumeRpcs
@@ -124,8 +125,12 @@ class Agent:
         self.link = ServerLink(link_socket, rpc_socket, token, self._hello, self._carry_out, self._connected)
         self._logs = LogSender(self.link.send)
         self._volume_rpcs = volume_rpcs
+        self._ports: ContainerPorts | None = None
         self._execs = Execs(containers_dir.with_name("execs"))
         self._asked: set[asyncio.Task] = set()
+
+    def use_ports(self, ports: ContainerPorts) -> None:
+        self._ports = ports
 
     def use_volumes(self, volume_rpcs: WorkerVolumeRpcs) -> None:
         self._volume_rpcs = volume_rpcs
@@ -255,6 +260,7 @@ class Agent:
             on_ended=self._save_image if spec.save_image_as else None,
             on_gone=self._gone,
             on_over=self._execs.container_ended,
+            ports=self._ports,
         )
 
     def has_running(self, task_id: str) -> bool:

@@ -20,13 +20,17 @@ from aeolian.worker.container_inputs import ContainerInputs
 from aeolian.worker.hooks.base import Hook, Start
 from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.logs import LogPump, LogSender
+from aeolian.worker.ports import ContainerPorts
 from aeolian.worker.rpc import Answer, ContainerServer, ContainerService, parsed
 from aeolian.worker.runtimes.base import RunningContainer, Runtime
+from aeolian.worker.server_life import ServerLife
 
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 30.0
 """Between SIGINT and SIGKILL, as on Modal."""
+MIN_DRAIN_S = 10.0
+"""A server that is replaced, or not needed any more, may end what it works on for at least so long."""
 IDLE_GRACE_S = 3.0
 """How long a container that waits for inputs may take to see that there are none any more."""
 PUMP_GRACE_S = 2.0
@@ -49,6 +53,7 @@ class WorkerContainer:
         on_ended: Callable[["WorkerContainer", Path | None], Awaitable[None]] | None = None,
         on_gone: Callable[["WorkerContainer"], None],
         on_over: Callable[[str], None] = lambda task_id: None,
+        ports: ContainerPorts | None = None,
     ):
         """`on_over(task_id)`: its process is gone, and what runs beside it must end.
 
@@ -90,6 +95,11 @@ class WorkerContainer:
             "TaskResult": self.TaskResult,
             **volume_rpcs,
         }
+        self._server: ServerLife | None = None
+        if spec.is_server:
+            assert ports is not None, "servers are reached by their ports"
+            self._server = ServerLife(spec, ports, self._asked_first, lambda: self._interrupt(STOP_GRACE_S))
+            own["ContainerServerLifecycleReady"] = self._server.ContainerServerLifecycleReady
         self._service = ContainerService(spec.task_id, token, channel, own)
         self._task = asyncio.create_task(self._live(), name=spec.task_id)
 
@@ -135,8 +145,8 @@ class WorkerContainer:
         self._stop_reason = self._stop_reason or command.reason or "it was stopped"
         if command.drain:
             self._inputs.drain()
-            if self.spec.is_server:
-                self._interrupt(STOP_GRACE_S)
+            if self._server is not None:
+                self._drain_server(self._server, max(self.spec.exit_grace_s, MIN_DRAIN_S))
             elif self.state is not ContainerState.RUNNING:
                 self._end_idle()
             elif not self._inputs.is_busy:
@@ -145,10 +155,18 @@ class WorkerContainer:
         self._inputs.drain()
         if not command.graceful:
             self._kill()
-        elif self._inputs.is_busy or self.spec.is_server:
+        elif self._server is not None:
+            self._drain_server(self._server, self.spec.exit_grace_s)
+        elif self._inputs.is_busy:
             self._interrupt(STOP_GRACE_S)
         else:
             self._end_idle()
+
+    def _drain_server(self, server: ServerLife, grace_s: float) -> None:
+        """The requests that it works on may end; one that is not ready has none."""
+        was_ready = self.state is ContainerState.RUNNING
+        self._move_to(ContainerState.STOPPING)
+        server.drain(grace_s if was_ready else 0.0)
 
     def _end_idle(self) -> None:
         """Nothing is lost: without a traceback in the logs, by the kill switch where it will ask for inputs."""
@@ -199,6 +217,8 @@ class WorkerContainer:
             self._on_over(self.task_id)
             for timer in self._timers:
                 timer.cancel()
+            if self._server is not None:
+                self._server.close()
             self._inputs.close()
         self._pump.flush()
         undoing = asyncio.create_task(self._undo(start, hooks, server))
@@ -237,9 +257,8 @@ class WorkerContainer:
         self._started_at = time.perf_counter()
         self._timings = timings
         self._running = running
-        if not self.spec.is_server:
-            self._start_timer = self._loop.call_later(self.spec.startup_timeout_s, self._start_timed_out)
-            self._timers.append(self._start_timer)
+        self._start_timer = self._loop.call_later(self.spec.startup_timeout_s, self._start_timed_out)
+        self._timers.append(self._start_timer)
         if self._is_killed:
             running.kill()
         pumping = asyncio.create_task(self._pump.run(running.stdout, running.stderr))
@@ -312,6 +331,8 @@ class WorkerContainer:
 
     def _start_timed_out(self) -> None:
         self._stop_reason = f"it was not ready after {self.spec.startup_timeout_s:g} s (`startup_timeout`)"
+        if self._server is not None:
+            self._stop_reason += f": nothing accepts connections on port {self.spec.server_port}"
         self._pump.say(f"this container is ended: {self._stop_reason}")
         self._task_result = api_pb2.GenericResult(
             status=api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT,

@@ -102,6 +102,18 @@ async def test_an_allow_list_lets_nothing_else_through(networks):
         await networks.take("ta-2", is_blocked=False, cidrs=["no-network"])
 
 
+async def test_a_network_that_was_prepared_for_somebody_goes_over_to_a_container(networks):
+    prepared = await take(networks, "standby-1")
+    taken = await networks.take_over(prepared.path, "ta-1", ["198.51.100.0/24"])
+    assert taken.namespace is prepared
+    await networks.give_back("standby-1")
+    with listening(prepared) as port:
+        (await networks.connect("ta-1", port)).close()
+    assert await tried(prepared, "203.0.113.1", 80) != "connected"
+    with pytest.raises(Unavailable, match="gone"):
+        await networks.take_over(Path("/proc/1/fd/99"), "ta-2", None)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize("is_blocked", [False, True])
 async def test_the_worker_reaches_what_listens_in_a_container(networks, host, is_blocked):

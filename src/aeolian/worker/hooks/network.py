@@ -28,7 +28,10 @@ class NetworkHook:
             return
         if not self._wants(spec):
             return
-        network = await self._networks.take(spec.task_id, is_blocked=spec.block_network, cidrs=spec.allowed_cidrs)
+        if start.network_namespace is not None:  # that of the standby which becomes this container
+            network = await self._networks.take_over(start.network_namespace, spec.task_id, spec.allowed_cidrs)
+        else:
+            network = await self._networks.take(spec.task_id, is_blocked=spec.block_network, cidrs=spec.allowed_cidrs)
         start.network_namespace = network.namespace.path
         start.host_names = network.hosts
         if not spec.block_network:

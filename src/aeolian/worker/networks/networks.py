@@ -152,6 +152,24 @@ class Networks:
         self._held[task_id] = network
         return network
 
+    async def take_over(self, path: Path, task_id: str, cidrs: Sequence[str] | None) -> Network:
+        """The network at `path`, taken for another owner, belongs to this container from now on. Raises as `take`."""
+        owner, network = next((it for it in self._held.items() if it[1].namespace.path == path), ("", None))
+        if network is None:
+            raise Unavailable(f"no network for {task_id}: the one that was prepared for it is gone")
+        if cidrs is not None:
+            try:
+                await asyncio.to_thread(network.namespace.allow_only, cidrs)
+                if network.gateway is None:
+                    network = Network(network.namespace, *await self._show_gateway(network.namespace, is_closed=True))
+            except ValueError as error:
+                raise InvalidArgument(f"no network for {task_id}: {error}") from error
+            except OSError as error:
+                raise Unavailable(f"no network for {task_id}: {error}") from error
+        del self._held[owner]
+        self._held[task_id] = network
+        return network
+
     async def _show_gateway(self, namespace: Namespace, *, is_closed: bool) -> tuple[Splice | None, str]:
         offered, address = self._offered, self._address
         if not address or not (is_closed or address.startswith("127.")):
