@@ -70,6 +70,7 @@ def oci_spec(
     network_namespace: Path | None,
     block_network: bool,
     limits_swap: bool,
+    oom_score_adj: int = OOM_SCORE_ADJ,
 ) -> dict:
     """`config.json` of the container's bundle.
 
@@ -95,11 +96,11 @@ def oci_spec(
             "env": [f"{name}={value}" for name, value in env.items()],
             "cwd": cwd,
             "noNewPrivileges": True,
-            "oomScoreAdj": OOM_SCORE_ADJ,
+            "oomScoreAdj": oom_score_adj,
             "capabilities": {name: list(CAPABILITIES) for name in ("bounding", "effective", "permitted")},
             "rlimits": rlimits(),
         },
-        "mounts": [*_system_mounts(), *map(_bind_mount, binds)],
+        "mounts": [*_system_mounts(), *map(bind_mount, binds)],
         "linux": {
             "namespaces": namespaces,
             "cgroupsPath": cgroup,
@@ -208,7 +209,7 @@ def _system_mounts() -> list[dict]:
     ]
 
 
-def _bind_mount(bind: Bind) -> dict:
+def bind_mount(bind: Bind) -> dict:
     """`rslave`: what the worker mounts below it later appears in the container."""
     access = "ro" if bind.read_only else "rw"
     options = ["rbind", "rslave", access, "nosuid", "nodev"]
