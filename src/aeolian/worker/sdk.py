@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 PACKAGES_TARGET = "/pkg"
 DEPENDENCIES_TARGET = container_site.DEPENDENCIES
+LAST_WITH_DEPENDENCIES = "2024.10"
+"""Images of later builder versions do not hold what the SDK depends on: it is mounted."""
 PACKAGES = ("modal", "modal_proto", "modal_version", "synchronicity")
 SDK_VERSION = re.compile(r"\d{1,4}\.\d{1,4}\.\d{1,5}((a|b|rc|\.dev|\.post)\d{1,14})*")
 BUILDER_VERSION = re.compile(r"\d{4}\.\d{2}|PREVIEW")

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from small_image import IMAGE_ID, put_small_image
 
@@ -15,12 +17,14 @@ from aeolian.worker.hooks.base import Start
 from aeolian.worker.images.store import ImageStore
 from aeolian.worker.interpreters import Interpreters
 from aeolian.worker.runtimes.base import RunningContainer
+from aeolian.worker.runtimes.gvisor import GvisorRuntime
 from aeolian.worker.runtimes.native import NativeRuntime
 from aeolian.worker.runtimes.process import ProcessRuntime, find_capabilities
 from aeolian.worker.runtimes.selection import find_offer
-from aeolian.worker.sdk import SdkStore
+from aeolian.worker.runtimes.standby_fit import ENTRYPOINT_ARGV, kind_of
+from aeolian.worker.sdk import SdkStore, own_version
 
-KINDS = {"native": NativeRuntime, "process": ProcessRuntime}
+KINDS = {"gvisor": GvisorRuntime, "native": NativeRuntime, "process": ProcessRuntime}
 
 
 class Ended(NamedTuple):
@@ -59,6 +63,7 @@ class Place:
             put_small_image(self.images, rootfs)
         self.sdk = SdkStore(data_dir, Interpreters(data_dir))
         self.started: list[Started] = []
+        self.one_at_a_time = asyncio.Lock()
         self._numbers = itertools.count(1)
 
     async def open(self, kind, **options) -> None:
@@ -106,21 +111,48 @@ class Place:
         return await (await self.start(*argv, **spec)).ended()
 
 
+class StandbyPlace(Place):
+    """Where every container, whatever it runs, is made of a standby. `sdk_dir`: where the SDK lies, for many places."""
+
+    def __init__(self, data_dir: Path, rootfs: Path | None, sdk_dir: Path):
+        super().__init__(data_dir, rootfs)
+        self.sdk = SdkStore(sdk_dir, Interpreters(sdk_dir))
+
+    async def open(self, kind, **options) -> None:
+        await super().open(kind, **options)
+        as_entrypoint = functools.partial(msgspec.structs.replace, argv=ENTRYPOINT_ARGV)
+        self.runtime.standbys._kind_of = lambda spec, image: kind_of(as_entrypoint(spec), image)
+
+    def prepared(self, *argv: str, **spec) -> Start:
+        env = {"MODAL_IS_REMOTE": "1", **spec.pop("env", {})}
+        return super().prepared(*argv, **{"sdk_version": own_version(), "env": env, **spec})
+
+    async def start(self, *argv: str, prepared: Start | None = None, **spec) -> Started:
+        start = prepared or self.prepared(*argv, **spec)
+        async with self.one_at_a_time:  # there is one standby of a kind
+            await self.runtime.standbys.prepare(start.spec)
+            started = await super().start(prepared=start)
+        assert "standby" in started.start.cgroup, "it started cold"
+        return started
+
+
 @contextlib.asynccontextmanager
-async def open_place(name: str, data_dir: Path, rootfs: Path, **options):
-    """A runtime that this host can do, or the test is skipped; afterwards nothing of it may be left."""
+async def open_place(name: str, data_dir: Path, rootfs: Path, sdk_dir: Path | None = None, **options):
+    """With `sdk_dir`, all containers of `native` are made of standbys.
+
+    A runtime that this host can do, or the test is skipped; afterwards nothing of it may be left."""
     offer = await find_offer(name, data_dir)
     if not offer.is_available:
         pytest.skip(str(offer))
     if name == "process" and not (await find_capabilities(data_dir)).has_views:
         pytest.skip("the small image needs a root file system of its own: this host has no mount namespaces")
-    place = Place(data_dir, rootfs)
+    place = Place(data_dir, rootfs) if sdk_dir is None else StandbyPlace(data_dir, rootfs, sdk_dir)
     try:
         await place.open(KINDS[name], **options)
         yield place
     finally:
         await place.close()
     assert str(data_dir) not in Path("/proc/self/mountinfo").read_text()
-    if isinstance(place.runtime, NativeRuntime):
+    if isinstance(place.runtime, NativeRuntime | GvisorRuntime):
         group = place.runtime.cgroup_of("").strip("/")
         assert not [folder for folder in Cgroups().hierarchies() if (folder / group).exists()]

@@ -12,9 +12,11 @@ keeper ends all containers; when the keeper dies the kernel kills every `init`. 
 
 Messages are JSON, one a packet::
 
-    worker: {"start": id, "argv": [crun, …], "log": file, "pid_file": file, "go": fifo} + stdout and stderr
+    worker: {"start": id, "argv": [crun, …], "log": file, "pid_file": file, "go": fifo} + stdout, stderr (and stdin)
+            {"assign": id, "rootfs": folder, "binds": [[source, target, read-only], …], "hostname": …, "oom_score_adj": n}
             {"signal": id, "number": n}   {"kill": id}
     keeper: {"ready": true}   {"started": id, "pid": n}   {"failed": id, "error": text}   {"exited": id, "code": n}
+            {"assigned": id}   {"unassigned": id, "error": text}: a container that was started ahead (`standby.py`)
 """
 
 import array
@@ -32,7 +34,7 @@ from pathlib import Path
 
 from aeolian.worker import mounting
 from aeolian.worker.cgroups import UNIFIED, CgroupKind, Cgroups
-from aeolian.worker.runtimes import view
+from aeolian.worker.runtimes import new_root, view
 
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 15, 4, 36
 MAX_MESSAGE_BYTES = 1 << 16
@@ -72,6 +74,7 @@ class Kept:
         self.init: int | None = None
         self.crun: int | None = None
         self.main: int | None = None
+        self.helper: int | None = None
         self.code: int | None = None
         self.is_killed = False
 
@@ -118,7 +121,7 @@ class Keeper:
         """One message; False when the worker has hung up."""
         numbers = array.array("i")
         try:
-            data, ancillary, _, _ = self._worker.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_SPACE(2 * numbers.itemsize))
+            data, ancillary, _, _ = self._worker.recvmsg(MAX_MESSAGE_BYTES, socket.CMSG_SPACE(3 * numbers.itemsize))
         except OSError:
             return False
         for level, kind, payload in ancillary:
@@ -131,21 +134,27 @@ class Keeper:
             self._start(message, *numbers)
             for descriptor in numbers:
                 os.close(descriptor)
+        elif "assign" in message:
+            self._assign(message)
         elif "signal" in message:
             kept = self._kept.get(message["signal"])
             if kept is not None and kept.main is not None and kept.code is None:
-                os.kill(kept.main, message["number"])
+                self._signal(kept, message["number"])
         elif (kept := self._kept.get(message["kill"])) is not None:
             self._end(kept)
         return True
 
-    def _start(self, message: dict, stdout: int, stderr: int) -> None:
+    def _signal(self, kept: Kept, number: int) -> None:
+        if kept.main is not None:
+            os.kill(kept.main, number)
+
+    def _start(self, message: dict, stdout: int, stderr: int, stdin: int | None = None) -> None:
         kept = Kept(message["start"], message["log"], message["pid_file"], message["go"])
         self._kept[kept.id] = kept
         try:
             kept.init = self._fork_init()
             self._by_pid[kept.init] = kept
-            kept.crun = self._fork_crun(message["argv"], kept.init, stdout, stderr)
+            kept.crun = self._fork_crun(message["argv"], kept.init, stdout, stderr, stdin)
             self._by_pid[kept.crun] = kept
         except OSError as error:
             self._failed(kept, str(error))
@@ -161,7 +170,7 @@ class Keeper:
             become_init()
         return pid
 
-    def _fork_crun(self, argv: list[str], init: int, stdout: int, stderr: int) -> int:
+    def _fork_crun(self, argv: list[str], init: int, stdout: int, stderr: int, stdin: int | None) -> int:
         pid = os.fork()
         if pid != 0:
             return pid
@@ -173,8 +182,9 @@ class Keeper:
             if self._hides_unified:
                 view.mount("none", UNIFIED, "tmpfs")
             view.mount(f"/proc/{init}/ns/pid", self._mount_point, flags=view.MS_BIND)
-            null = os.open(os.devnull, os.O_RDONLY)
-            for number, descriptor in enumerate((null, stdout, stderr)):
+            if stdin is None:
+                stdin = os.open(os.devnull, os.O_RDONLY)
+            for number, descriptor in enumerate((stdin, stdout, stderr)):
                 os.dup2(descriptor, number)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
@@ -182,6 +192,35 @@ class Keeper:
         except OSError as error:
             os.write(2, f"{error}\n".encode())
         os._exit(127)
+
+    def _assign(self, message: dict) -> None:
+        kept = self._kept.get(message["assign"])
+        if kept is None or kept.main is None or kept.code is not None or kept.is_killed:
+            self._say({"unassigned": message["assign"], "error": "it has ended"})
+            return
+        try:
+            kept.helper = self._fork_helper(message, kept)
+        except OSError as error:
+            self._say({"unassigned": kept.id, "error": str(error)})
+            return
+        self._by_pid[kept.helper] = kept
+
+    def _fork_helper(self, message: dict, kept: Kept) -> int:
+        """A process that enters the container's namespaces, and ends in them."""
+        pid = os.fork()
+        if pid != 0:
+            return pid
+        try:
+            view.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            Path(f"/proc/{kept.main}/oom_score_adj").write_text(str(message["oom_score_adj"]))
+            log = os.open(kept.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                new_root.give_root(kept.main, message["rootfs"], message["binds"], message["hostname"])
+                os._exit(0)
+            except OSError as error:
+                os.write(log, f"{error}\n".encode())
+        finally:
+            os._exit(1)
 
     # ---- what ends ----------------------------------------------------------------------------------------
 
@@ -197,15 +236,24 @@ class Keeper:
             kept = self._by_pid.pop(pid, None)
             if kept is None:
                 continue
-            if pid == kept.crun:
-                kept.crun = None
-                self._created(kept, code)
-            elif pid == kept.main:
-                kept.code = code
-                self._end(kept)
-            else:
-                kept.init = None
-                self._init_ended(kept)
+            self._ended(kept, pid, code)
+
+    def _ended(self, kept: Kept, pid: int, code: int) -> None:
+        """One of a container's processes."""
+        if pid == kept.crun:
+            kept.crun = None
+            self._created(kept, code)
+        elif pid == kept.helper:
+            kept.helper = None
+            error = last_words(kept.log) or f"its helper ended with {code}"
+            self._say({"unassigned": kept.id, "error": error} if code else {"assigned": kept.id})
+            self._finish(kept)
+        elif pid == kept.main:
+            kept.code = code
+            self._end(kept)
+        else:
+            kept.init = None
+            self._init_ended(kept)
 
     def _created(self, kept: Kept, code: int) -> None:
         """crun has ended: the main process waits for its go."""
@@ -240,7 +288,7 @@ class Keeper:
     def _end(self, kept: Kept) -> None:
         """Kill `init`, and with it everything in the namespace: the main process, or what crun is just making."""
         kept.is_killed = True
-        for pid in (kept.init, kept.crun, kept.main if kept.code is None else None):
+        for pid in (kept.init, kept.crun, kept.helper, kept.main if kept.code is None else None):
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -252,7 +300,7 @@ class Keeper:
         self._finish(kept)
 
     def _finish(self, kept: Kept) -> None:
-        if kept.code is not None and kept.init is None and kept.crun is None:
+        if kept.code is not None and kept.init is None and kept.crun is None and kept.helper is None:
             del self._kept[kept.id]
             self._say({"exited": kept.id, "code": kept.code})
 

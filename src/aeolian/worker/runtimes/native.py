@@ -14,14 +14,16 @@ import base64
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from aeolian.domain.errors import Unavailable
+from aeolian.domain.containers import ContainerSpec
+from aeolian.domain.errors import AeolianError, Unavailable
 from aeolian.worker.cgroups import Cgroups
-from aeolian.worker.hooks.base import Hook, Start
+from aeolian.worker.hooks.base import Bind, Hook, Start
 from aeolian.worker.hooks.image import ImageHook
 from aeolian.worker.hooks.limits import LimitsHook
 from aeolian.worker.hooks.names import NamesHook
@@ -29,11 +31,17 @@ from aeolian.worker.hooks.sdk import SdkHook
 from aeolian.worker.images.overlay_files import drop_mount_points
 from aeolian.worker.images.store import ImageStore
 from aeolian.worker.runtimes.base import runtime_folder
+from aeolian.worker.runtimes.entering import Entry
 from aeolian.worker.runtimes.kept_container import Keeper, KeptContainer
-from aeolian.worker.runtimes.oci_spec import CAPABILITIES, oci_spec
+from aeolian.worker.runtimes.oci_spec import CAPABILITIES, HOSTNAME_MAX, OOM_SCORE_ADJ, limits, oci_spec
 from aeolian.worker.runtimes.seccomp import seccomp_profile
+from aeolian.worker.runtimes.standby import MAX_STANDBYS, Standby, Standbys
+from aeolian.worker.runtimes.standby import OOM_SCORE_ADJ as OOM_SCORE_ADJ_OF_STANDBYS
+from aeolian.worker.runtimes.standby_fit import ENTRYPOINT_ARGV
 from aeolian.worker.runtimes.wiring import wired
-from aeolian.worker.sdk import SdkStore
+from aeolian.worker.sdk import LAST_WITH_DEPENDENCIES, SdkStore
+
+log = logging.getLogger(__name__)
 
 CONTAINERS = "containers"
 """Below the data directory: where the worker keeps its containers' folders."""
@@ -53,6 +61,7 @@ class NativeRuntime:
         *,
         layers: Sequence[Hook] = (),
         hooks: Sequence[Hook] = (),
+        max_standbys: int = MAX_STANDBYS,
     ):
         data_dir = data_dir.resolve()
         self._containers = data_dir / CONTAINERS
@@ -65,8 +74,9 @@ class NativeRuntime:
         self._crun_path = shutil.which(CRUN) or CRUN
         self._seccomp = seccomp_profile(CAPABILITIES)
         self._compiled_seccomp = ""
-        limits = LimitsHook(self._cgroups, self.cgroup_of)
-        self._hooks = [*layers, ImageHook(images), SdkHook(sdk), *hooks, NamesHook(), limits]
+        groups = LimitsHook(self._cgroups, self.cgroup_of)
+        self.standbys = Standbys(images, self._containers, self.hooks, self._launch_standby, max_standbys=max_standbys)
+        self._hooks = [*layers, ImageHook(images), SdkHook(sdk), self.standbys, *hooks, NamesHook(), groups]
         self._keeper: asyncio.Task[Keeper] | None = None
         self._is_cleared = False
         """What a predecessor left is gone."""
@@ -77,6 +87,7 @@ class NativeRuntime:
         await self._get_keeper()
 
     async def close(self) -> None:
+        await self.standbys.close()
         if self._keeper is not None:
             keeper, self._keeper = self._keeper, None
             with contextlib.suppress(Unavailable):
@@ -89,14 +100,65 @@ class NativeRuntime:
         return list(self._hooks)
 
     async def prepare(self, image_id: str, sdk_version: str, builder_version: str) -> None:
-        """Nothing: containers start from their image."""
+        """Have a standby ready for containers of this image."""
+        spec = ContainerSpec(
+            "",
+            "",
+            "",
+            "",
+            image_id,
+            sdk_version=sdk_version,
+            builder_version=builder_version,
+            mount_client_dependencies=builder_version > LAST_WITH_DEPENDENCIES,
+        )
+        with contextlib.suppress(AeolianError):
+            await self.standbys.prepare(spec)
 
     async def start(self, start: Start) -> KeptContainer:
+        """From the standby that the hook has found for it, else cold."""
+        env, binds = wired(start)
+        argv = _resolved(start.spec.argv, start.python)
+        standby = self.standbys.taken_by(start.spec.task_id)
+        if standby is not None:
+            try:
+                return await self._assign(standby, start, argv, env, binds)
+            except (AeolianError, OSError) as error:
+                log.warning("%s starts cold: its standby could not be used: %s", start.spec.task_id, error)
+                await standby.end()
+                start.cgroup = self.cgroup_of(start.spec.task_id)
+        return await self._launch(start, argv, env, binds)
+
+    async def _assign(
+        self, standby: Standby, start: Start, argv: list[str], env: dict[str, str], binds: Sequence[Bind]
+    ) -> KeptContainer:
+        """Make a standby into this container. Raises FailedPrecondition where it does not fit, Unavailable, OSError."""
+        assert start.rootfs is not None and standby.container is not None, "the hooks come first"
+        standby.check_fits(env, start.network_namespace)
+        start.cgroup = standby.start.cgroup
+        resources = limits(start.spec.resources, limits_swap=self._limits_swap)
+        name = start.spec.task_id[:HOSTNAME_MAX]
+        await asyncio.to_thread(make_folder_inside, start.rootfs, start.cwd)
+        await asyncio.gather(
+            asyncio.to_thread(self._cgroups.create, start.cgroup, resources),
+            standby.container.assign(start.rootfs, binds, name, OOM_SCORE_ADJ),
+        )
+        cwd = os.path.join("/", start.cwd)
+        await standby.tell(argv, env, cwd, is_entrypoint=tuple(start.spec.argv) == ENTRYPOINT_ARGV)
+        if (entry := standby.container.entry) is not None:
+            own = {**entry.process, "args": argv, "env": [f"{name}={value}" for name, value in env.items()], "cwd": cwd}
+            standby.container.entry = entry._replace(process=own)
+        return standby.container
+
+    async def _launch_standby(self, start: Start, argv: list[str], stdin: int) -> KeptContainer:
+        return await self._launch(start, argv, start.env, start.binds, stdin)
+
+    async def _launch(
+        self, start: Start, argv: list[str], env: dict[str, str], binds: Sequence[Bind], stdin: int | None = None
+    ) -> KeptContainer:
+        """`stdin`: that of a standby, which waits there."""
         spec = start.spec
         rootfs, upper = start.rootfs, start.upper
         assert rootfs is not None and upper is not None and start.cgroup, "the hooks come first"
-        env, binds = wired(start)
-        argv = [start.python if spec.argv[0] == "python" and start.python else spec.argv[0], *spec.argv[1:]]
         config = oci_spec(
             rootfs=rootfs,
             argv=argv,
@@ -112,6 +174,7 @@ class NativeRuntime:
             network_namespace=start.network_namespace,
             block_network=spec.block_network,
             limits_swap=self._limits_swap,
+            oom_score_adj=OOM_SCORE_ADJ if stdin is None else OOM_SCORE_ADJ_OF_STANDBYS,
         )
         bundle = start.folder / "bundle"
         await asyncio.to_thread(_write_bundle, bundle, config, rootfs, start.cwd)
@@ -131,7 +194,10 @@ class NativeRuntime:
         def num_oom_kills() -> int:
             return self._cgroups.num_oom_kills(start.cgroup)
 
-        container = await KeptContainer.start(spec.task_id, await self._get_keeper(), message, num_oom_kills, clean)
+        container = await KeptContainer.start(
+            spec.task_id, await self._get_keeper(), message, num_oom_kills, clean, stdin
+        )
+        container.entry = Entry((*self._crun_at(), "exec"), spec.task_id, config["process"])
         if not self._compiled_seccomp:
             self._compiled_seccomp = await asyncio.to_thread(_compiled_seccomp, state)
         return container
@@ -139,9 +205,12 @@ class NativeRuntime:
     def _crun(self, bundle: Path, container_id: str) -> list[str]:
         """The state is removed by us: `crun delete` would do no more, and takes its time."""
         return [
-            self._crun_path, "--root", str(self._state), "--cgroup-manager", "cgroupfs", "--log", str(bundle / "log"),
+            *self._crun_at(), "--log", str(bundle / "log"),
             "create", "--bundle", str(bundle), "--pid-file", str(bundle / "pid_file"), container_id,
         ]  # fmt: skip
+
+    def _crun_at(self) -> list[str]:
+        return [self._crun_path, "--root", str(self._state), "--cgroup-manager", "cgroupfs"]
 
     async def _get_keeper(self) -> Keeper:
         """The keeper, a new one if it has died; whoever asks meanwhile waits."""
@@ -162,6 +231,10 @@ class NativeRuntime:
         keeper = await Keeper.start(config, self._folder / "log")
         self._is_cleared = True
         return keeper
+
+
+def _resolved(argv: Sequence[str], python: str) -> list[str]:
+    return [python if argv[0] == "python" and python else argv[0], *argv[1:]]
 
 
 def _write_bundle(bundle: Path, config: dict, rootfs: Path, cwd: str) -> None:

@@ -28,14 +28,12 @@ from aeolian.worker.runtimes.fork_server import ForkedContainer, Zygote, ZygoteC
 from aeolian.worker.runtimes.portable import make_portable, site_packages_of
 from aeolian.worker.runtimes.view import PRIVATE
 from aeolian.worker.runtimes.wiring import wired
-from aeolian.worker.sdk import DEPENDENCIES_TARGET, PACKAGES_TARGET, SdkStore, host_libc
+from aeolian.worker.sdk import DEPENDENCIES_TARGET, LAST_WITH_DEPENDENCIES, PACKAGES_TARGET, SdkStore, host_libc
 
 log = logging.getLogger(__name__)
 
 ENTRYPOINT_ARGV = ("python", "-m", "modal._container_entrypoint")
 MAX_ZYGOTES = 8
-LAST_WITH_DEPENDENCIES = "2024.10"
-"""Images of later builder versions do not hold what the SDK depends on: it is mounted."""
 OF_ZYGOTE = frozenset([PACKAGES_TARGET, DEPENDENCIES_TARGET, SITE_TARGET])
 READ_AT_START = frozenset(
     [

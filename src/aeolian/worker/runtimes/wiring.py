@@ -6,12 +6,14 @@ from aeolian.worker.hooks.base import Bind, Start
 
 SOCKET_TARGET = "/__modal/worker.sock"
 ARGUMENTS_TARGET = "/__modal/arguments.pb"
+EVERYWHERE = {"PYTHONUNBUFFERED": "1"}
+"""Variables of all containers."""
 
 
 def wired(start: Start) -> tuple[dict[str, str], list[Bind]]:
     """The container's whole environment and its binds, outer ones first."""
     env = {
-        "PYTHONUNBUFFERED": "1",
+        **EVERYWHERE,
         "MODAL_SERVER_URL": f"unix://{SOCKET_TARGET}",
         "MODAL_CONTAINER_ARGUMENTS_PATH": ARGUMENTS_TARGET,
         **start.env,

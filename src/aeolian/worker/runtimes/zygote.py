@@ -1,7 +1,7 @@
 """The fork server: a Python that has the SDK imported and forks itself into containers.
 
 A script of its own, run by the image's interpreter (3.9 and newer), so it imports only the standard library,
-`view` beside it, and the SDK::
+what lies beside it, and the SDK::
 
     worker --(one byte + 3 descriptors)--> zygote --fork--> init --fork--> main process (the SDK's entrypoint)
        ^------------ "started", "exited" ---- control socket ---'
@@ -15,31 +15,22 @@ The zygote must stay single-threaded and never open a connection: what it import
 """
 
 import array
-import ast
 import contextlib
 import gc
 import json
 import os
-import random
 import select
 import signal
 import socket
 import sys
-import threading
 import time
-import traceback
-import types
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import preloaded
 import view
 
-del sys.path[0], sys.modules["view"]  # user code may have a module of that name
+del sys.path[0], sys.modules["view"], sys.modules["preloaded"]  # user code may have modules of these names
 
-ENTRYPOINT = "modal._container_entrypoint"
-PRELOADED_TOO = (
-    "asyncio.unix_events", "cbor2", "concurrent.futures.thread", "encodings.idna", "grpclib.client",
-    "importlib.metadata", "modal.app", "modal.functions", "modal._runtime.asgi", "multiprocessing", "pickle", "inspect",
-)  # fmt: skip
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 MAX_REQUEST_BYTES = 64 << 20
 KILL_WAIT_S = 5.0
@@ -71,7 +62,7 @@ def serve(config):
     zygote_pythonpath = os.environ.get("PYTHONPATH", "").split(":")
     base_path = [entry for entry in sys.path if entry not in zygote_pythonpath and entry != os.path.dirname(__file__)]
     sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(__file__)]
-    entry, reason = preload() if config["preload"] else (None, "no SDK was asked for")
+    entry, reason = preloaded.preload() if config["preload"] else (None, "no SDK was asked for")
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel; `init` itself reports
@@ -90,34 +81,6 @@ def serve(config):
         for descriptor in descriptors:
             os.close(descriptor)
         server.sendall(pid.to_bytes(4, "little"))
-
-
-def preload():
-    """Import the SDK's entrypoint and cut out its `__main__` block. Returns (Entry | None, why not)."""
-    try:
-        entry = Entry()
-    except BaseException:
-        return None, traceback.format_exc()
-    for name in PRELOADED_TOO:
-        with contextlib.suppress(Exception):
-            __import__(name)
-    num_threads = threading.active_count()
-    if num_threads != 1 or (os.path.isdir("/proc/self/task") and len(os.listdir("/proc/self/task")) != 1):
-        return None, f"importing the SDK started {num_threads - 1} threads: a fork of it could hang"
-    return entry, ""
-
-
-class Entry:
-    """The SDK's entrypoint as `python -m` would run it: module contents, and the code of its `__main__` block."""
-
-    def __init__(self):
-        __import__(ENTRYPOINT)
-        self.module = sys.modules[ENTRYPOINT]
-        with open(self.module.__file__) as stream:
-            tree = ast.parse(stream.read())
-        blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.dump(node.test).count("__main__") == 1]
-        body = ast.Module(body=blocks[-1].body, type_ignores=[])
-        self.code = compile(body, self.module.__file__, "exec")
 
 
 def receive_descriptors(server):
@@ -315,36 +278,13 @@ class Job:
             print(f"cannot enter the working directory {request['cwd']}: {error}", file=sys.stderr)
             os._exit(126)
         if self.entry is None or not request["fork"]:
-            execute(request["argv"])
-        with contextlib.suppress(AttributeError):
-            time.tzset()
-        random.seed()
+            preloaded.execute(request["argv"])
         pythonpath = [part for part in os.environ.get("PYTHONPATH", "").split(":") if part]
-        sys.path[:] = list(dict.fromkeys([os.getcwd(), *pythonpath, *self.base_path]))
-        for path in list(sys.path_importer_cache):
-            if path not in self.base_path or path.endswith("-packages"):
-                del sys.path_importer_cache[path]
-        module = self.entry.module
-        sys.argv[:] = [module.__file__]
-        sys.orig_argv[:] = request["argv"]
-        mainly = types.ModuleType("__main__")
-        mainly.__dict__.update({**module.__dict__, "__name__": "__main__"})
-        sys.modules["__zygote__"] = sys.modules["__main__"]  # keeps this module's own names alive
-        sys.modules["__main__"] = mainly
-        with contextlib.suppress(Exception):
-            sdk_config = sys.modules["modal.config"]
-            sdk_config.logger.setLevel(sdk_config.config["loglevel"])
-        exec(self.entry.code, mainly.__dict__)
-
-
-def execute(argv):
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        os.execvp(argv[0], argv)
-    except OSError as error:
-        print(f"cannot run {argv[0]}: {error}", file=sys.stderr)
-        os._exit(127)
+        path = list(dict.fromkeys([os.getcwd(), *pythonpath, *self.base_path]))
+        for folder in list(sys.path_importer_cache):
+            if folder not in self.base_path or folder.endswith("-packages"):
+                del sys.path_importer_cache[folder]
+        self.entry.run(request["argv"], path, kept_as="__zygote__")
 
 
 if __name__ == "__main__":
