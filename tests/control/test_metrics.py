@@ -25,7 +25,7 @@ def values(metrics: Metrics) -> dict[tuple, float]:
 
 
 def finished(**changes) -> FinishedInput:
-    done = FinishedInput("ap-1", "fu-1", "fc-1", 0, "ta-1", "success", 0, "", 100.0, 100.0, 100.5, 102.5)
+    done = FinishedInput("ap-1", "fu-1", "fc-1", 0, "ta-1", "success", 0, "", "fc-1", 100.0, 100.5, 102.5, 102.6)
     return done._replace(**changes)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvloop
 
+from aeolian.cli import log_output
 from aeolian.cli.front_ports import FrontPorts
 from aeolian.cli.settings import Settings, load
 from aeolian.domain.errors import InvalidArgument
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--links-fd", type=int, required=True)
     arguments = parser.parse_args()
     settings = load(arguments.config)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    log_output.configure("front", settings.log_level, settings.log_format)
     raise_file_limit()
     grpc, http = socket.socket(fileno=arguments.grpc_fd), socket.socket(fileno=arguments.http_fd)
     links = socket.socket(fileno=arguments.links_fd)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from aeolian.cli.log_output import LogFormat
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument
 from aeolian.domain.web import Site
 
@@ -47,6 +48,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_s: float = 60.0
     """How long running inputs may take to finish when everything is stopped."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: LogFormat = "text"
+    otlp_endpoint: str = ""
+    """URL of an OpenTelemetry collector that takes traces by OTLP over HTTP; "" = none."""
+    trace_sample: float = 1.0
+    """The share of calls that are traced."""
     workspace: str = "local"
 
     @property

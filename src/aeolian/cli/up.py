@@ -14,10 +14,12 @@ from aeolian import __version__
 from aeolian.cli import listening
 from aeolian.cli.data_lock import DataLock
 from aeolian.cli.front import tls_context
+from aeolian.cli.log_output import LogFormat
 from aeolian.cli.settings import RuntimeChoice, Settings, create_folders, save
 from aeolian.cli.supervisor import ChildSpec, Supervisor, end_leftovers
 from aeolian.cli.terminal import Terminal
 from aeolian.domain.errors import InvalidArgument
+from aeolian.gateway.otlp import OtlpExporter
 from aeolian.storage import migrate
 from aeolian.worker import mounting
 from aeolian.worker.port_link import listen_for_links
@@ -58,6 +60,9 @@ def prepare(
     serve_network_without_tls: bool,
     drain_s: float,
     log_level: str,
+    log_format: LogFormat,
+    otlp_endpoint: str,
+    trace_sample: float,
 ) -> tuple[Settings, DataLock, socket.socket, socket.socket]:
     """Check everything that can be wrong, take the data directory and the ports; nothing runs yet.
 
@@ -67,6 +72,8 @@ def prepare(
         raise InvalidArgument("--tls-certificate and --tls-key belong together: give both or neither")
     if database_url:
         migrate.normalized(database_url)
+    if otlp_endpoint:
+        OtlpExporter(otlp_endpoint).close()
     listening.check_plaintext(host, has_tls=tls_certificate is not None, is_allowed=serve_network_without_tls)
     data_dir = data_dir.expanduser().absolute()
     create_folders(data_dir)
@@ -94,6 +101,9 @@ def prepare(
             tls_key=tls_key and tls_key.expanduser().absolute(),
             drain_s=drain_s,
             log_level=log_level,  # type: ignore[arg-type]
+            log_format=log_format,
+            otlp_endpoint=otlp_endpoint,
+            trace_sample=trace_sample,
         )
         tls_context(settings, ["h2"])
         return settings, lock, grpc, http
@@ -236,11 +246,32 @@ async def _until_it_answers(settings: Settings) -> None:
     help="How long running inputs may take to finish after Ctrl-C.",
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: one object a line, in the terminal and in the files of D/logs.",
+)
+@click.option(
+    "--otlp-endpoint",
+    default="",
+    metavar="URL",
+    help="Send a trace of each call to this OpenTelemetry collector (OTLP over HTTP), http://127.0.0.1:4318.",
+)
+@click.option(
+    "--trace-sample",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    metavar="SHARE",
+    help="The share of calls that are traced.",
+)
 @click.pass_obj
 def up(data_dir: Path, **options) -> None:
     """Start Aeolian on this machine, in the foreground."""
     settings, lock, grpc, http = prepare(data_dir=data_dir, **options)
-    terminal = Terminal(settings.data_dir / "logs")
+    terminal = Terminal(settings.data_dir / "logs", settings.log_format)
     links = listen_for_links(str(settings.front_socket))
     try:
         save(settings)

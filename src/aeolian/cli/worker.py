@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+from aeolian.cli import log_output
 from aeolian.cli.exit_status import errors_end_the_process
 from aeolian.cli.front import raise_file_limit, tls_context
 from aeolian.cli.settings import Settings, load
@@ -29,6 +30,7 @@ from aeolian.worker.interpreters import Interpreters, StandalonePythons
 from aeolian.worker.networks.networks import Networks, Offered
 from aeolian.worker.ports import ContainerPorts
 from aeolian.worker.runtimes.base import Runtime, RuntimeUnavailable
+from aeolian.worker.runtimes.gvisor import GvisorRuntime
 from aeolian.worker.runtimes.native import NativeRuntime
 from aeolian.worker.runtimes.process import ProcessRuntime
 from aeolian.worker.runtimes.selection import choose
@@ -83,6 +85,7 @@ async def serve(settings: Settings) -> None:
     )
     authority.call_volumes = agent.link.call_volumes
     ports = ContainerPorts(settings.ports_socket, networks, agent.has_running)
+    agent.use_ports(ports)
     await runtime.open()
     await _open_networks(networks, runtime)
     await volumes.open()
@@ -131,7 +134,7 @@ async def _runtime(
         raise FailedPrecondition(str(error)) from error
     for offer in chosen.missing:
         log.info("not taken: %s", offer)
-    kind = {"native": NativeRuntime, "process": ProcessRuntime}[chosen.name]
+    kind = {"gvisor": GvisorRuntime, "native": NativeRuntime, "process": ProcessRuntime}[chosen.name]
     # Without isolation the host's network is shared, but servers of one port can only live side by side apart.
     wants = (lambda spec: spec.is_server) if kind is ProcessRuntime else (lambda spec: True)
     hooks = [*hooks, NetworkHook(networks, wants)]
@@ -168,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m aeolian.cli.worker", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     settings = load(parser.parse_args().config)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    log_output.configure("worker", settings.log_level, settings.log_format)
     raise_file_limit()
     with errors_end_the_process(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))

@@ -29,6 +29,7 @@ EXPIRY_SYNC_S = 3600.0
 EXPIRY_NESTED_S = 24 * 3600.0
 EXPIRY_ASYNC_S = 7 * 24 * 3600.0
 """How long finished calls can be asked for."""
+MAX_DEPTH = 100
 PORTION = 500
 MAX_HIDDEN = 1_000_000
 """Outputs that retries have hidden, at most: clients may have seen their numbers, which the database has no more."""
@@ -93,6 +94,17 @@ class CallMemory:
             task = self._loading[call_id] = asyncio.create_task(self._read(call_id))
             task.add_done_callback(lambda _: self._loading.pop(call_id, None))
         return await asyncio.shield(task)
+
+    def root_of(self, call: Call) -> str:
+        """The call that this one comes from in the end, as far as memory reaches back."""
+        for _ in range(MAX_DEPTH):
+            if call.parent is None:
+                break
+            above = self._calls.get(call.parent.call_id)
+            if above is None:
+                return call.parent.call_id
+            call = above
+        return call.call_id
 
     def keep(self, call: Call) -> None:
         """A new call."""

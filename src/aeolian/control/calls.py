@@ -325,9 +325,6 @@ class Calls:
         status = Status(result.status) if result.status in _STATUSES else Status.FAILURE
         if status in RETRIED and self._retries.later(item):
             return
-        if call.exchange is not None:
-            self._finish_unstored(item, status, result, has_run=message is not None)
-            return
         output = api_pb2.FunctionGetOutputsItem(
             idx=item.idx,
             input_id=item.input_id,
@@ -338,6 +335,9 @@ class Calls:
             data_format=message.data_format if message else 0,  # type: ignore[arg-type]
         )
         output.result.CopyFrom(result)
+        if call.exchange is not None:
+            self._finish_unstored(item, status, output, has_run=message is not None)
+            return
         raw = output.SerializeToString()
         if status in _ABANDONING:
             self._cancel_children(call, result.exception, idx=item.idx)
@@ -387,16 +387,20 @@ class Calls:
         for callback in self.when_output:
             callback(done)
 
-    def _finish_unstored(self, item: Input, status: Status, result: api_pb2.GenericResult, *, has_run: bool) -> None:
+    def _finish_unstored(
+        self, item: Input, status: Status, output: api_pb2.FunctionGetOutputsItem, *, has_run: bool
+    ) -> None:
         call = item.call
         assert call.exchange is not None
         if status in _ABANDONING:
-            self._cancel_children(call, result.exception, idx=item.idx)
-        self.open_inputs.forget(item, self._clock.now() - item.started_at if has_run else None)
+            self._cancel_children(call, output.result.exception, idx=item.idx)
+        self.open_inputs.forget(item, output.output_created_at - output.input_started_at if has_run else None)
         call.mark(item.idx, FINISHED)
         self.open_inputs.done(call)
+        if self.when_output:
+            self._tell(item, status, output)
         self._memory.forget(call)
-        call.exchange.end(status, result.exception)
+        call.exchange.end(status)
 
     def unfinished_input(self, input_id: str) -> Input | None:
         """Raises NotFound for what cannot be an input's id."""

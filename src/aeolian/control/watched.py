@@ -9,6 +9,7 @@ from aeolian.control.containers import Containers
 from aeolian.control.functions import Functions
 from aeolian.control.metrics import FunctionName, Metrics, PoolFigures, WorkerFigures
 from aeolian.control.pools import Pools
+from aeolian.control.traces import Exporter, Traces
 from aeolian.control.workers import Workers
 from aeolian.domain.errors import AeolianError
 
@@ -25,12 +26,20 @@ class Watched:
         self._functions = functions
         self._pools = pools
         self._workers = workers
+        self._calls = calls
+        self._containers = containers
         self._names: dict[str, FunctionName] = {}
         self.metrics = metrics = Metrics(self.name_of)
         metrics.watch(self._pool_figures, self._worker_figures)
         calls.when_output.append(metrics.input_finished)
         containers.when_started.append(metrics.container_started)
         containers.when_exited.append(metrics.container_ended)
+
+    def trace(self, exporter: Exporter, sample: float) -> None:
+        """Let `exporter` have a trace of this share of the calls."""
+        traces = Traces(exporter, self.name_of, sample)
+        self._calls.when_output.append(traces.input_finished)
+        self._containers.when_started.append(traces.container_started)
 
     def name_of(self, app_id: str, function_id: str) -> FunctionName:
         """Names of an App and a Function, which may be gone. A variant has the name of its Function."""

@@ -17,9 +17,13 @@ class FinishedInput(NamedTuple):
     retry_count: int
     parent_input_id: str
     """The input that has made the call; "" for calls of clients."""
-    called_at: float
+    root_call_id: str
+    """The call of a client at the beginning of it all; of those that are in memory, the first."""
     created_at: float
     """When the input came."""
     started_at: float
     """When its container began with it; 0 when none has."""
     finished_at: float
+    """When the container gave its output."""
+    stored_at: float
+    """When the output was durable."""
