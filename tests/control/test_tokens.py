@@ -5,9 +5,12 @@ import pytest
 
 from aeolian.control.tokens import RECHECK_S, Tokens
 from aeolian.domain.clock import ManualClock
-from aeolian.domain.errors import NotFound, Unauthenticated
+from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
+from aeolian.domain.roles import Role
 from aeolian.storage import migrate
 from aeolian.storage.database import Database
+
+VIEWER = {"en-1": Role.VIEWER}
 
 
 @pytest.fixture
@@ -98,3 +101,43 @@ async def test_an_unknown_token_cannot_be_changed(server):
     for change in (server.delete("ak-0"), server.set_disabled("ak-0", True)):
         with pytest.raises(NotFound, match="no token 'ak-0'"):
             await change
+
+
+async def test_a_token_without_role_settings_manages_everything_and_one_with_some_has_those(server):
+    everything, some, none = [await server.create("t", "local", roles=roles) for roles in (None, VIEWER, {})]
+    roles = [(await server.authenticate(metadata(token))).roles for token in (everything, some, none)]
+    assert roles == [None, VIEWER, {}]
+
+
+async def test_a_role_that_another_process_gives_or_takes_counts_within_seconds(server, command, clock):
+    token = await command.create("one", "local", roles=VIEWER)
+    await server.authenticate(metadata(token))
+    await command.set_role(token[0], "en-1", None)
+    await command.set_role(token[0], "en-2", Role.MANAGER)
+    clock.advance(RECHECK_S + 0.1)
+    assert (await server.authenticate(metadata(token))).roles == {"en-2": Role.MANAGER}
+
+
+async def test_what_manages_everything_gets_roles_only_once_it_is_limited(server):
+    token = await server.create("one", "local")
+    with pytest.raises(FailedPrecondition, match="aeolian token limit"):
+        await server.set_role(token[0], "en-1", Role.VIEWER)
+    await server.limit(token[0])
+    await server.set_role(token[0], "en-1", Role.VIEWER)
+    assert (await server.authenticate(metadata(token))).roles == VIEWER
+
+
+async def test_a_service_user_begins_without_any_role_and_has_its_name_alone(server):
+    user_id, token_id, secret = await server.create_service_user("bot", "local", created_by="ann")
+    assert (await server.authenticate(metadata((token_id, secret)))).roles == {}
+    assert (await server.service_user(name="bot")).service_user_id == user_id
+    with pytest.raises(AlreadyExists, match="'bot' already exists"):
+        await server.create_service_user("bot", "local")
+    with pytest.raises(InvalidArgument, match="cannot be the name"):
+        await server.create_service_user("a bot", "local")
+
+
+async def test_the_roles_of_an_environment_go_with_it(server):
+    token = await server.create("one", "local", roles={"en-1": Role.VIEWER, "en-2": Role.VIEWER})
+    await server.environment_deleted("en-1")
+    assert (await server.get(token[0])).roles == {"en-2": Role.VIEWER}
