@@ -25,9 +25,9 @@ class ContainerRequests:
         workers.when_left.append(self._worker_left)
 
     async def ask(self, task_id: str, request: Request, wait_s: float = 0.0) -> Answer:
-        """`wait_s`: how long the request lets the worker wait. Raises what the worker refused it with, NotFound when
+        """`wait_s`: how long the request lets the worker wait.
 
-        the container has ended a while ago, Unavailable while its worker is away.
+        Raises what the worker refused it with, NotFound when the container is gone, Unavailable while its worker is away.
         """
         worker = await self._worker_of(task_id)
         request_id = secrets.token_hex(8)
@@ -42,7 +42,10 @@ class ContainerRequests:
         finally:
             del self._asked[request_id]
         if isinstance(found, Refused):
-            raise found.error()
+            error = found.error()
+            if isinstance(error, NotFound) and self._containers.get(task_id) is None:
+                raise NotFound(_gone(task_id))
+            raise error
         return found
 
     def answered(self, event: ContainerAnswer) -> None:
@@ -53,7 +56,7 @@ class ContainerRequests:
     async def _worker_of(self, task_id: str) -> Worker:
         container = self._containers.get_lately(task_id)
         if container is None:
-            raise NotFound(f"container {task_id} has ended, and with it all commands in it")
+            raise NotFound(_gone(task_id))
         if not self._workers.is_connected(container.worker_id):
             # After a start of the server it may still be on its way.
             try:
@@ -63,7 +66,7 @@ class ContainerRequests:
                 raise Unavailable(f"the worker of {task_id} is away") from None
         worker = self._workers.get(container.worker_id)
         if worker is None or self._containers.get_lately(task_id) is None:
-            raise NotFound(f"container {task_id} has ended, and with it all commands in it")
+            raise NotFound(_gone(task_id))
         return worker
 
     def _worker_left(self) -> None:
@@ -71,3 +74,7 @@ class ContainerRequests:
             if not worker.is_connected and not answer.done():
                 answer.set_exception(Unavailable("the worker went away before it answered"))
                 answer.exception()  # seen, also where nobody waits any more
+
+
+def _gone(task_id: str) -> str:
+    return f"container {task_id} has ended, and with it all commands in it"

@@ -72,7 +72,8 @@ async def test_output_and_exit_code_of_a_command_are_kept_for_whoever_asks(comma
     assert await commands.output(1) == b"out\n"
     assert await commands.output(2) == b"err\n"
     assert await commands.ended() == 4
-    assert await commands.some(offset=2) == (b"t\n", True), "from any byte, as often as one likes"
+    assert await commands.some(offset=2) == (b"t\n", False), "from any byte, as often as one likes"
+    assert await commands.some(offset=4) == (b"", True)
 
 
 async def test_a_start_that_is_repeated_starts_nothing(commands):
@@ -107,6 +108,27 @@ async def test_much_output_arrives_whole_though_nobody_reads_for_a_while(command
     await commands.start("head -c 3000000 /dev/zero; echo end")
     assert await commands.ended(wait_s=WAIT_S) == 0
     assert len(await commands.output()) == 3_000_004
+
+
+async def test_the_end_is_told_when_its_readers_have_everything(commands):
+    """The client's commands leave when they hear of it, whatever they have not written yet."""
+    await commands.start("head -c 1000000 /dev/zero")
+    data, _ = await commands.some()
+    waiting = asyncio.create_task(commands.ended())
+    offset = len(data)
+    while offset < 1_000_000:
+        data, _ = await commands.some(offset=offset)
+        offset += len(data)
+        assert not waiting.done()
+    assert await commands.some(offset=offset) == (b"", True)
+    assert await waiting == 0
+
+
+async def test_the_end_is_told_though_its_reader_has_left(commands, monkeypatch):
+    monkeypatch.setattr(exec_module, "READER_SILENT_S", 0.1)
+    await commands.start("head -c 1000000 /dev/zero")
+    await commands.some()
+    assert await commands.ended() == 0
 
 
 async def test_output_goes_where_it_is_wanted(commands):
@@ -148,8 +170,8 @@ async def test_commands_end_with_their_container_and_can_be_read_still(commands)
     await commands.start("echo here; sleep 600")
     assert await commands.some() == (b"here\n", False)
     commands.execs.container_ended(TASK)
+    assert await commands.output() == b"here\n"
     assert await commands.ended() == 128 + 9
-    assert await commands.some() == (b"here\n", True)
 
 
 async def test_what_is_not_there_is_said(commands):

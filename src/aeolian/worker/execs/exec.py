@@ -26,6 +26,7 @@ CHUNK_BYTES = 256 << 10
 DRAIN_S = 2.0
 """After the command's end: how long what it left behind may go on writing."""
 MAX_LEFT_BYTES = 1 << 20
+READER_SILENT_S = 3.0
 END_OF_INPUT = b"\x04"
 """What a terminal takes for it."""
 LOST = -9
@@ -48,6 +49,7 @@ class Exec:
         self._is_stdin_closed = False
         self._writing = asyncio.Lock()
         self._heard_at = self._loop.time()
+        self._being_read: set[int] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._task = asyncio.create_task(self._live(), name=f"exec-{request.exec_id}")
 
@@ -60,14 +62,15 @@ class Exec:
         await asyncio.shield(self._started)
 
     async def read(self, fd: int, offset: int, wait_s: float) -> tuple[bytes, bool]:
-        """Output from this byte on, and whether nothing can follow it. Raises InvalidArgument, NotFound."""
+        """Output from this byte on, and whether there is none and never will be. Raises InvalidArgument, NotFound."""
         if fd not in self._spools:
             raise InvalidArgument(f"a command has no output {fd}: 1 is stdout, 2 is stderr")
         self._heard_at = self._loop.time()
+        self._being_read.add(fd)
         spool = self._spools[fd]
         data = await spool.read(offset, CHUNK_BYTES, wait_s)
         self._heard_at = self._loop.time()
-        return data, spool.is_over and offset + len(data) >= spool.end
+        return data, spool.is_over and offset >= spool.end
 
     async def write(self, offset: int, data: bytes, is_last: bool, wait_s: float) -> Stdin:
         """Pass input on, as far as the command takes it within `wait_s`. Raises InvalidArgument for a gap.
@@ -105,10 +108,27 @@ class Exec:
         return Stdin(self._num_written, self._takes_no_input)
 
     async def ended(self, wait_s: float) -> int | None:
-        """Its exit code, negative for a signal; None: it still runs after `wait_s`."""
-        if not self._ended.done() and wait_s > 0:
-            await asyncio.wait({self._ended}, timeout=wait_s)
+        """Its exit code, negative for a signal; None: it still runs after `wait_s`.
+
+        Who waits is told when those who read its output have all of it: the client's commands leave at once.
+        """
+        if wait_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await asyncio.shield(self._ended)
+                    await self._all_read()
         return self._ended.result() if self._ended.done() else None
+
+    async def _all_read(self) -> None:
+        """Until all output is read, or its readers have been silent for a while."""
+        unread = [self._spools[fd] for fd in self._being_read if not self._spools[fd].is_read.is_set()]
+        reading = asyncio.gather(*(spool.is_read.wait() for spool in unread))
+        try:
+            while not reading.done() and (left_s := self._heard_at + READER_SILENT_S - self._loop.time()) > 0:
+                await asyncio.wait({reading}, timeout=left_s)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     def kill(self) -> None:
         if self._entered is not None:

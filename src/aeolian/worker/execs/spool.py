@@ -47,6 +47,8 @@ class Spool:
         self.start = self.end = 0
         """The part that is kept."""
         self.is_over = False
+        self.is_read = asyncio.Event()
+        """Set when a reader has asked for what follows the last byte: all before it is on its way."""
         self.has_room = asyncio.Event()
         """Set while more can be written."""
         self.has_room.set()
@@ -73,6 +75,7 @@ class Spool:
         """What follows `offset`; b"" when nothing does within `wait_s`, or ever. Raises NotFound for what is dropped."""
         self._read_to = max(self._read_to, min(offset, self.end))
         self._trim()
+        self._note_end(offset)
         if offset >= self.end and not self.is_over and wait_s > 0:
             try:
                 async with asyncio.timeout(wait_s):
@@ -80,6 +83,7 @@ class Spool:
                         await self._changed.wait()
             except TimeoutError:
                 return b""
+            self._note_end(offset)
         if offset < self.start:
             raise NotFound(
                 f"output before byte {self.start:,} is not kept any more (byte {offset:,} was asked for): "
@@ -98,6 +102,10 @@ class Spool:
         while self._segments:
             os.close(self._segments.popleft().descriptor)
         self.start = self.end
+
+    def _note_end(self, offset: int) -> None:
+        if self.is_over and offset >= self.end:
+            self.is_read.set()
 
     def _trim(self) -> None:
         while len(self._segments) > 1 and self._segments[1].start <= self._read_to - self._kept_bytes:
