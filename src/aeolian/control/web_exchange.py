@@ -30,7 +30,6 @@ class Exchange:
     def __init__(self) -> None:
         self.status = Status.PENDING
         """How the app ended."""
-        self.explanation = ""
         self._kept: deque[tuple[int, bytes]] = deque()
         self._first_kept = 1
         self._last_told = 0
@@ -122,10 +121,10 @@ class Exchange:
         self._given = self._given_bytes = 0
         return True
 
-    def end(self, status: Status, explanation: str) -> None:
+    def end(self, status: Status) -> None:
         """The app has ended."""
         if not self.is_over:
-            self.status, self.explanation = status, explanation
+            self.status = status
             self._kept.clear()
             self._wake()
 

@@ -8,6 +8,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +46,7 @@ HOP_BY_HOP = frozenset(
 """Headers that concern one connection, not the request (RFC 9110, 7.6.1)."""
 OURS = frozenset({"sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions", "sec-websocket-accept"})
 """Of a WebSocket's handshake, which ends here."""
+BROKEN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 FAILURES = {
     Status.TIMEOUT: (504, "the web function did not answer within its timeout"),
     Status.TERMINATED: (503, "the web function was stopped before it answered"),
@@ -52,7 +54,6 @@ FAILURES = {
 }
 FAILED = (500, "the web function failed before it answered: `modal app logs {app_id}` tells more")
 NORMAL_CLOSE = 1000
-NO_STATUS_CLOSE = 1005
 BROKEN_CLOSE = 1006
 FAILED_CLOSE = 1011
 DISCONNECT = api_pb2.Asgi(http_disconnect=api_pb2.Asgi.HttpDisconnect())
@@ -136,7 +137,7 @@ class AsgiIngress:
             return plain(400, "this is not a valid WebSocket handshake")
         scope = _scope(request, "websocket", "wss" if self._scheme == "https" else "ws")
         call = await self._calls.begin(target, scope | {"subprotocols": protocols})
-        code = BROKEN_CLOSE
+        socket: web.WebSocketResponse | None = None
         try:
             await call.exchange.tell(api_pb2.Asgi(websocket_connect=api_pb2.Asgi.WebsocketConnect()))
             async with contextlib.aclosing(self._messages(call)) as messages:
@@ -149,18 +150,22 @@ class AsgiIngress:
                     heartbeat=WEBSOCKET_PING_S,
                     max_msg_size=MAX_WEBSOCKET_MESSAGE_BYTES,
                 )
-                socket.headers.extend(_headers_of(accept.headers, leave_out=HOP_BY_HOP | OURS))
+                try:
+                    socket.headers.extend(_headers_of(accept.headers, leave_out=HOP_BY_HOP | OURS))
+                except ValueError as error:
+                    return plain(500, f"the web function sent what is no HTTP answer: {error}")
                 await socket.prepare(request)
-                code = await _talk(socket, call, messages)
+                await _talk(socket, call, messages)
                 return socket
         finally:
+            code = (socket.close_code if socket is not None else None) or BROKEN_CLOSE
             call.leave(api_pb2.Asgi(websocket_disconnect=api_pb2.Asgi.WebsocketDisconnect(code=code)))
 
 
 async def _talk(
     socket: web.WebSocketResponse, call: WebCall, messages: AsyncIterator[tuple[api_pb2.Asgi, Path | None]]
-) -> int:
-    """Pass messages both ways until one side closes. Returns the code of the close."""
+) -> None:
+    """Pass messages both ways until one side closes."""
     listening = asyncio.create_task(_listen(socket, call))
     speaking = asyncio.create_task(_speak(socket, messages))
     try:
@@ -169,15 +174,15 @@ async def _talk(
             close = speaking.result()
             code = close.code if close.HasField("code") else NORMAL_CLOSE
             await socket.close(code=code, message=close.reason.encode()[:123])
-            return code
-        return listening.result()
+        else:
+            listening.result()
     finally:
         for task in (listening, speaking):
             task.cancel()
         await asyncio.gather(listening, speaking, return_exceptions=True)
 
 
-async def _listen(socket: web.WebSocketResponse, call: WebCall) -> int:
+async def _listen(socket: web.WebSocketResponse, call: WebCall) -> None:
     async for message in socket:
         if message.type is WSMsgType.TEXT:
             received = api_pb2.Asgi.WebsocketReceive(text=message.data)
@@ -186,7 +191,6 @@ async def _listen(socket: web.WebSocketResponse, call: WebCall) -> int:
         else:
             continue
         await call.exchange.tell(api_pb2.Asgi(websocket_receive=received))
-    return socket.close_code or NO_STATUS_CLOSE
 
 
 async def _speak(
@@ -275,7 +279,7 @@ class _Answer(web.StreamResponse):
 
     def __init__(self, request: web.Request, start: api_pb2.Asgi.HttpResponseStart):
         if not 200 <= start.status <= 599:
-            raise ValueError(f"a web function answered with status {start.status}")
+            raise ValueError(f"{start.status} is no status of an answer")
         super().__init__(status=start.status)
         self.headers.extend(_headers_of(start.headers, leave_out=HOP_BY_HOP))
         self._own_headers = set(self.headers)
@@ -313,8 +317,11 @@ class _Answer(web.StreamResponse):
 
 
 def _headers_of(flat: Iterable[bytes], *, leave_out: frozenset[str]) -> list[tuple[str, str]]:
-    """Pairs of a flat list `name, value, name, value …`."""
+    """Pairs of a flat list `name, value, name, value …`. Raises ValueError for what would break the answer."""
     texts = [_text(item) for item in flat]
+    for text in texts:
+        if BROKEN_HEADER.search(text):
+            raise ValueError(f"a header has a line break or a control character: {text[:80]!r}")
     return [pair for pair in zip(texts[::2], texts[1::2], strict=False) if pair[0].lower() not in leave_out]
 
 
