@@ -13,7 +13,7 @@ from rich.text import Text
 
 from aeolian.cli.settings import load_of
 from aeolian.cli.status_report import AppStatus, ContainerStatus, ProcessStatus, Report, ScheduleStatus, report
-from aeolian.cli.tables import console, table
+from aeolian.cli.tables import byte_count, console, table
 
 
 @click.command()
@@ -82,9 +82,9 @@ def _summary(found: Report, now: float) -> Table:
     rows.add_row("runtime", found.runtime)
     rows.add_row("data", found.data_dir)
     sizes = sorted(found.disk_bytes.items(), key=lambda item: -item[1])
-    largest = ", ".join(f"{name} {_bytes(size)}" for name, size in sizes[:5] if size >= 1 << 20)
-    used = _bytes(sum(found.disk_bytes.values()))
-    rows.add_row("disk", f"{used} used{f' ({largest})' if largest else ''}, {_bytes(found.disk_free_bytes)} free")
+    largest = ", ".join(f"{name} {byte_count(size)}" for name, size in sizes[:5] if size >= 1 << 20)
+    used = byte_count(sum(found.disk_bytes.values()))
+    rows.add_row("disk", f"{used} used{f' ({largest})' if largest else ''}, {byte_count(found.disk_free_bytes)} free")
     counts = ((found.num_running, "container"), (len(found.apps), "app"), (found.num_volumes, "volume"))
     rows.add_row("now", ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts))
     return rows
@@ -94,7 +94,7 @@ def _processes(processes: Iterable[ProcessStatus], now: float) -> Table:
     rows = table("name", "process", "running for", "memory", numbers=["process", "memory"])
     for process in processes:
         since = _duration(now - process.started_at)
-        rows.add_row(process.name, str(process.pid), since, _bytes(process.memory_bytes))
+        rows.add_row(process.name, str(process.pid), since, byte_count(process.memory_bytes))
     return rows
 
 
@@ -142,12 +142,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

@@ -1,4 +1,4 @@
-"""How commands print tables: plain columns, whole ids, and wide where nobody has set a width."""
+"""How commands print tables and sizes: plain columns, whole ids, and wide where nobody has set a width."""
 
 import os
 import sys
@@ -24,3 +24,13 @@ def table(*columns: str, whole: Collection[str] = (), numbers: Collection[str] =
         no_wrap = is_number or column in whole
         made.add_column(column, justify="right" if is_number else "left", no_wrap=no_wrap, overflow="fold")
     return made
+
+
+def byte_count(count: int) -> str:
+    """In the unit that fits: `12 MiB`."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -248,6 +248,15 @@ class VolumeFiles:
         return descriptor
 
     @contextlib.contextmanager
+    def nothing_deleted(self) -> Iterator[None]:
+        """As `in_use`, for a backup: what is named now stays where it is until the end of this."""
+        descriptor = self._locked(fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
     def nobody_stores(self) -> Iterator[bool]:
         """False while anybody, in this process or another, is inside `in_use`; else they wait for the end of this."""
         try:
