@@ -137,3 +137,23 @@ async def test_a_dead_server_closes_its_connections(splice):
             assert await reader.read() == b""
         writer.close()
     await until(lambda: not splice.num_passing)
+
+
+async def test_where_the_client_begins_one_that_says_nothing_is_not_passed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("aeolian.worker.splice.SILENT_S", 0.3)
+    splice = Splice(tmp_path / "s.sock", hold_s=5)
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    splice.port = sock.getsockname()[1]
+    await splice.listen(sock, client_begins=True)
+    async with await asyncio.start_unix_server(echo, splice.destination):
+        silent, _ = await connect(splice)
+        reader, writer = await connect(splice)
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        assert splice.num_passing == 1
+        assert await silent.read() == b""  # after its time
+        writer.write_eof()
+        assert await reader.read() == b"<end>"
+        writer.close()
+    await splice.close()

@@ -34,9 +34,9 @@ async def serve(settings: Settings, grpc: socket.socket, http: socket.socket, li
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(grpc_splice.close)
         stack.push_async_callback(http_splice.close)
-        await grpc_splice.listen(grpc, tls_context(settings, ["h2"]))
+        await grpc_splice.listen(grpc, tls_context(settings, ["h2"]), client_begins=True)
         tls = tls_context(settings, ["http/1.1"])
-        await http_splice.listen(http, tls, has_preface=True)
+        await http_splice.listen(http, tls, has_preface=True, client_begins=True)
         await stack.enter_async_context(FrontPorts(links, {settings.http_socket: http_splice}, tls))
         log.info("passing on %s and %s", settings.grpc_url, settings.http_url)
         await stop.wait()

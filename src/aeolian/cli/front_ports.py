@@ -92,7 +92,12 @@ class FrontPorts:
             splice = self._splices[destination] = Splice(destination)
             self._own.append(splice)
         kept = sock.dup()
-        server = await splice.listen(sock, self._tls if request.has_tls else None, has_preface=request.has_preface)
+        server = await splice.listen(
+            sock,
+            self._tls if request.has_tls else None,
+            has_preface=request.has_preface,
+            client_begins=request.has_preface,  # HTTP; of a tunnel nobody knows who begins
+        )
         self._ports[request.port] = _Port(request, kept, splice, server)
 
     def _close(self, number: int) -> None:

@@ -27,6 +27,7 @@ AWAY = frozenset({errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRES
 FIRST_PROBE_S = 0.005
 SLOWEST_PROBE_S = 0.1
 HOLD_S = 120.0
+SILENT_S = 60.0
 MAX_HELD = 8192
 MAX_HELD_BYTES = 64 << 10
 BACKLOG = 4096
@@ -61,16 +62,22 @@ class Splice:
         return len(self._ends) // 2
 
     async def listen(
-        self, sock: socket.socket, tls: ssl.SSLContext | None = None, *, has_preface: bool = False
+        self,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None = None,
+        *,
+        has_preface: bool = False,
+        client_begins: bool = False,
     ) -> asyncio.AbstractServer:
         """Accept on `sock` (bound; listening or not) until what is returned is closed. The socket belongs to it.
 
         With a preface the destination is told first who connected, and where: the line of version 1 of the PROXY
-        protocol.
+        protocol. Where the client begins the conversation, as in HTTP, one that says nothing is not connected further, and
+        closed after `SILENT_S`.
         """
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: _Client(self._accept, has_preface), sock=sock, backlog=BACKLOG, ssl=tls
+            lambda: _Client(self._accept, has_preface, client_begins), sock=sock, backlog=BACKLOG, ssl=tls
         )
         self._servers.append(server)
         return server
@@ -189,21 +196,31 @@ class _End(asyncio.Protocol):
 class _Client(_End):
     """The accepted end. What arrives before the destination is reached is kept."""
 
-    def __init__(self, accept: Callable[["_Client"], None], has_preface: bool = False):
+    def __init__(self, accept: Callable[["_Client"], None], has_preface: bool = False, client_begins: bool = False):
         self._accept = accept
         self._has_preface = has_preface
+        self._silence: asyncio.TimerHandle | None = None
+        """Ends it, until the client has said something."""
+        self._client_begins = client_begins
         self._early: list[bytes] = []
         self._early_bytes = 0
         self._lost: asyncio.Future | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's are no asyncio.Transport
-        self._accept(self)
+        if self._client_begins:
+            self._silence = asyncio.get_running_loop().call_later(SILENT_S, transport.abort)  # type: ignore[attr-defined]
+        else:
+            self._accept(self)
 
     def data_received(self, data: bytes) -> None:
         if self.other is not None:
             self.other.transport.write(data)
             return
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+            self._accept(self)
         self._early.append(data)
         self._early_bytes += len(data)
         if self._early_bytes > MAX_HELD_BYTES:
@@ -211,6 +228,8 @@ class _Client(_End):
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
+        if self._silence is not None:
+            self._silence.cancel()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
 
