@@ -39,13 +39,17 @@ from aeolian.control.log_history import LogHistory
 from aeolian.control.logs import AppLogs
 from aeolian.control.mounts import Mounts
 from aeolian.control.pools import Pools
+from aeolian.control.proxy_tokens import ProxyTokens
 from aeolian.control.queues import Queues
 from aeolian.control.quotas import Quotas
 from aeolian.control.recovery import Recovery
 from aeolian.control.schedules import Schedules
 from aeolian.control.secrets import Secrets
+from aeolian.control.servers import Servers
 from aeolian.control.signed_urls import SignedUrls, load_key
+from aeolian.control.token_flows import TokenFlows
 from aeolian.control.tokens import Tokens
+from aeolian.control.url_tokens import UrlTokens
 from aeolian.control.volume_collector import VolumeCollector
 from aeolian.control.volume_commits import VolumeCommits
 from aeolian.control.volume_contents import VolumeContents
@@ -57,16 +61,21 @@ from aeolian.control.workers import Workers
 from aeolian.domain.caller import Caller
 from aeolian.domain.calls import Tickets
 from aeolian.domain.clock import SystemClock
-from aeolian.domain.errors import FailedPrecondition, Unimplemented
+from aeolian.domain.errors import FailedPrecondition
 from aeolian.domain.link import ForgetVolumes
+from aeolian.domain.roles import Right
 from aeolian.gateway.app import Gateway
 from aeolian.gateway.apps import AppPages
 from aeolian.gateway.asgi import AsgiIngress
 from aeolian.gateway.blobs import BlobRoutes
+from aeolian.gateway.container_client import ContainerClients
 from aeolian.gateway.ingress import Ingress
 from aeolian.gateway.listeners import Listeners
 from aeolian.gateway.metrics import MetricRoutes, measure
 from aeolian.gateway.otlp import OtlpExporter
+from aeolian.gateway.proxy_auth import ProxyAuth
+from aeolian.gateway.servers import ServerProxy
+from aeolian.gateway.token_flows import TokenFlowPages
 from aeolian.gateway.volumes import VolumeRoutes
 from aeolian.protocol.apps import AppRpcs
 from aeolian.protocol.blobs import BlobRpcs
@@ -83,8 +92,11 @@ from aeolian.protocol.images import ImageRpcs
 from aeolian.protocol.logs import LogRpcs
 from aeolian.protocol.mounts import MountRpcs
 from aeolian.protocol.people import PeopleRpcs
+from aeolian.protocol.proxy_tokens import ProxyTokenRpcs
 from aeolian.protocol.queues import QueueRpcs
 from aeolian.protocol.secrets import SecretRpcs
+from aeolian.protocol.servers import ServerRpcs
+from aeolian.protocol.token_flows import TokenFlowRpcs
 from aeolian.protocol.volumes import VolumeRpcs
 from aeolian.protocol.worker_link import ContainerCallers, WorkerCalls, WorkerLinks, worker_token
 from aeolian.protocol.worker_volumes import WorkerVolumeCalls
@@ -111,6 +123,7 @@ class Services:
         self.database = database = Database(migrate.normalized(settings.database))
         self.tokens = Tokens(database, clock, keys.load_or_create(settings.keys_dir, "tokens"))
         self.environments = environments = Environments(database, clock)
+        self.proxy_tokens = ProxyTokens(database, clock, environments)
         self.logs = AppLogs(database, clock)
         self.apps = Apps(database, clock, environments, self.logs)
         self.listeners = Listeners(resolve(settings.host), settings.front_socket, settings.http_socket)
@@ -185,8 +198,9 @@ class Services:
         self._callers = ContainerCallers(
             self._token, self.containers, self.workers, self.apps, environments, workspace=settings.workspace
         )
-        access = Access(environments, homes(database, self.apps, self.calls, self.containers))
+        self._access = access = Access(environments, homes(database, self.apps, self.calls, self.containers))
         self.audit = AuditTrail(database, clock)
+        self.token_flows = TokenFlows(self.tokens, clock)
         self.guard = Guard(access, self.audit, self._tickets.read_call)
         watched = Watched(self.apps, self.functions, self.calls, self.pools, self.containers, self.workers)
         self.metrics = watched.metrics
@@ -197,12 +211,18 @@ class Services:
             AppPages(self.apps, self.functions),
             BlobRoutes(self.blobs),
             VolumeRoutes(self.contents),
-            MetricRoutes(self.metrics, self.tokens.authenticate),
+            MetricRoutes(self.metrics, self._authenticate_reader),
+            TokenFlowPages(self.token_flows, self.audit),
         )
+        self.servers = Servers(clock, self.pools, self.containers)
+        self._url_tokens = UrlTokens(keys.load_or_create(settings.keys_dir, "url-tokens"), clock)
+        self._clients = ContainerClients(settings.ports_socket)
+        self.containers.when_ended.append(lambda container: self._clients.forget(container.task_id))
+        auth = ProxyAuth(self.proxy_tokens, self._url_tokens)
         ingress = Ingress(
             self.web_urls,
-            AsgiIngress(WebCalls(self.calls), self.blobs, web_site(settings).scheme).serve,
-            _not_yet,
+            AsgiIngress(WebCalls(self.calls), self.blobs, auth, web_site(settings).scheme).serve,
+            ServerProxy(self.servers, self._clients, auth.may_enter, web_site(settings).scheme).serve,
         )
         self.gateway = Gateway(
             [route for group in routes for route in group.routes()], [measure(self.metrics), ingress.middleware]
@@ -231,6 +251,7 @@ class Services:
         self.apps.fleet = self.containers
         self.calls.open_inputs.when_idle = self.apps.work_finished
         self.changes.when_rescaled.append(self.containers.rescaled)
+        self.changes.offered_runtimes = self.workers.runtimes
         owners = (self.secrets.objects, self.dicts.objects, self.queues.objects, self.volumes)
         for owner in owners:
             owner.check_owner = self.apps.living
@@ -255,6 +276,7 @@ class Services:
         self.database.open()
         stack.push_async_callback(self.database.close)
         await self.environments.load()
+        await self.proxy_tokens.load()
         await self._ensure_client_token()
         for service in (
             self.logs,
@@ -289,6 +311,7 @@ class Services:
         stack.push_async_callback(self.autoscaling.close)
         await self.apps.start()
         stack.push_async_callback(self.apps.close)
+        stack.push_async_callback(self._clients.close)
         await self.schedules.open()
         stack.push_async_callback(self.schedules.close)
         self.containers.keep_warm()
@@ -321,6 +344,12 @@ class Services:
             return await self._callers.authenticate(metadata)
         return await self.tokens.authenticate(metadata)
 
+    async def _authenticate_reader(self, metadata: dict[str, Any]) -> Caller:
+        """Somebody who may look at everything."""
+        caller = await self.tokens.authenticate(metadata)
+        self._access.check_everywhere(caller, Right.READ)
+        return caller
+
     def resources(self) -> list[object]:
         """What answers the ModalClient RPCs."""
         return [
@@ -343,16 +372,15 @@ class Services:
             ImageRpcs(self.images, self._clock),
             LogRpcs(self.apps, self.logs, LogHistory(self.database), self._clock, self.containers.app_of_task),
             MountRpcs(self.mounts, self._clock),
+            ProxyTokenRpcs(self.proxy_tokens, self.environments),
             QueueRpcs(self.queues),
             SecretRpcs(self.secrets, self.environments),
+            ServerRpcs(self.functions, self.pools, self.web_urls, self._url_tokens, web_site(self._settings).host),
             VolumeRpcs(self.volumes, self.contents),
             PeopleRpcs(self.tokens, self.environments, self._clock),
+            TokenFlowRpcs(self.token_flows, self._settings.http_url),
             WorkspaceRpcs(self.tokens, self.apps, self.functions),
         ]
-
-
-async def _not_yet(request, target):
-    raise Unimplemented("web functions of this kind are not served yet")
 
 
 def _without_who(delete: Callable[[str], Awaitable[None]]) -> Callable[[str, str], Awaitable[None]]:

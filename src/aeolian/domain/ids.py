@@ -34,6 +34,8 @@ PREFIXES = {
     "worker": "wo",
     "definition": "de",
     "token_flow": "tf",
+    "proxy_token": "wk",
+    "proxy_token_secret": "ws",
 }
 
 

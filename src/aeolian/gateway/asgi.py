@@ -23,6 +23,7 @@ from aeolian.control.web_urls import WebTarget
 from aeolian.domain.calls import Status
 from aeolian.gateway.asgi_bodies import body_pieces, delete_after
 from aeolian.gateway.ingress import plain
+from aeolian.gateway.proxy_auth import ProxyAuth, credentials_in, refusal
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,16 @@ class Blobs(Protocol):
 
 
 class AsgiIngress:
-    def __init__(self, calls: WebCalls, blobs: Blobs, scheme: str):
+    def __init__(self, calls: WebCalls, blobs: Blobs, auth: ProxyAuth, scheme: str):
         """`scheme`: how clients reach web functions, `http` or `https`."""
         self._calls = calls
+        self._auth = auth
         self._blobs = blobs
         self._scheme = scheme
 
     async def serve(self, request: web.Request, target: WebTarget) -> web.StreamResponse:
+        if target.webhook.requires_proxy_auth and not await self._auth.may_enter(request, target):
+            return refusal("web function")
         if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             return await self._websocket(request, target)
         return await self._http(request, target)
@@ -80,7 +84,7 @@ class AsgiIngress:
     # ---- HTTP -------------------------------------------------------------------------------------------
 
     async def _http(self, request: web.Request, target: WebTarget) -> web.StreamResponse:
-        scope = _scope(request, "http", self._scheme)
+        scope = _scope(request, "http", self._scheme, hidden=_hidden(request, target))
         scope |= {"method": request.method, "extensions": {"http.response.trailers": {}}}
         call = await self._calls.begin(target, scope)
         sending = asyncio.create_task(_send_body(request, call))
@@ -135,7 +139,8 @@ class AsgiIngress:
         protocols = [name.strip() for name in asked.split(",") if name.strip()]
         if not web.WebSocketResponse(protocols=protocols).can_prepare(request):
             return plain(400, "this is not a valid WebSocket handshake")
-        scope = _scope(request, "websocket", "wss" if self._scheme == "https" else "ws")
+        scheme = "wss" if self._scheme == "https" else "ws"
+        scope = _scope(request, "websocket", scheme, hidden=OURS | _hidden(request, target))
         call = await self._calls.begin(target, scope | {"subprotocols": protocols})
         socket: web.WebSocketResponse | None = None
         try:
@@ -224,14 +229,19 @@ def _refusal(message: api_pb2.Asgi | None, call: WebCall, target: WebTarget) -> 
 # ---- requests ---------------------------------------------------------------------------------------------
 
 
-def _scope(request: web.Request, kind: str, scheme: str) -> dict[str, Any]:
-    """What ASGI says of a request; plain values only, because it is pickled."""
+def _hidden(request: web.Request, target: WebTarget) -> frozenset[str]:
+    """Headers that are for the ingress."""
+    return credentials_in(request) if target.webhook.requires_proxy_auth else frozenset()
+
+
+def _scope(request: web.Request, kind: str, scheme: str, *, hidden: frozenset[str]) -> dict[str, Any]:
+    """What ASGI says of a request, but for `hidden` headers; plain values only, because it is pickled."""
     raw_path, _, query = request.path_qs.partition("?") if not request.raw_path else request.raw_path.partition("?")
     if not raw_path.startswith("/"):  # an absolute URL, as proxies get it, or `*`
         raw_path = "/" + raw_path.partition("://")[2].partition("/")[2]
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     named = {name.strip().lower() for name in request.headers.get(hdrs.CONNECTION, "").split(",")}
-    left_out = HOP_BY_HOP | named | (OURS if kind == "websocket" else frozenset())
+    left_out = HOP_BY_HOP | named | hidden
     return {
         "type": kind,
         "asgi": {"version": "3.0", "spec_version": "2.4"},
