@@ -230,8 +230,9 @@ class OneEnvironment:
         return self
 
 
-@pytest.mark.parametrize("name", ["gvisor", "native", "process"])
-async def test_a_running_container_sees_what_others_commit_when_it_reloads(tmp_path, small_rootfs, name):
+@pytest.mark.parametrize("kind", ["gvisor", "native", "native from standbys", "process"])
+async def test_a_running_container_sees_what_others_commit_when_it_reloads(tmp_path, small_rootfs, sdk_dir, kind):
+    name, _, from_standbys = kind.partition(" ")
     database = Database(f"sqlite:///{tmp_path}/test.db")
     metadata.create_all(database.engine)
     database.open()
@@ -239,7 +240,8 @@ async def test_a_running_container_sees_what_others_commit_when_it_reloads(tmp_p
     calls = WorkerVolumeCalls(VolumeCommits(database, SystemClock(), VolumeFiles(tmp_path / "volumes/content")))
     volumes = WorkerVolumes(tmp_path, LinkedVolumeAuthority(calls.answer))
     try:
-        async with open_place(name, tmp_path, small_rootfs, hooks=[VolumesHook(volumes)]) as place:
+        sdk = sdk_dir if from_standbys else None
+        async with open_place(name, tmp_path, small_rootfs, sdk, hooks=[VolumesHook(volumes)]) as place:
             await volumes.open()
             try:
                 volume_id = (await objects.create("v", "", Caller("local", token_id="ak-1"))).volume_id

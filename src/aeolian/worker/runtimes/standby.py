@@ -170,6 +170,10 @@ class Standbys:
         self._settled_at = 0.0
         self._is_closed = False
 
+    def all(self) -> list[Standby]:
+        """Those without an owner, the least recently used first; some may not be ready yet."""
+        return list(self._standbys.values())
+
     # ---- as a hook of a container's start -------------------------------------------------------------------
 
     async def apply(self, start: Start) -> None:
@@ -211,9 +215,6 @@ class Standbys:
         """Have one of this kind ready, soon."""
         if not self._max or self._is_closed or kind in self._unfit:
             return
-        for other, standby in list(self._standbys.items()):
-            if other.image_id == kind.image_id and other.image != kind.image:  # it was built again
-                self._drop(other, standby)
         self._wanted.pop(kind, None)
         self._wanted[kind] = spec
         loop = asyncio.get_running_loop()
@@ -256,6 +257,9 @@ class Standbys:
                 self._drop(kind, standby)
             return
         for kind, spec in list(wanted.items())[-self._max :]:
+            for other, standby in list(self._standbys.items()):
+                if other.image_id == kind.image_id and other.image != kind.image:  # it was built again
+                    self._drop(other, standby)
             if kind in self._standbys:
                 self._standbys.move_to_end(kind)
                 continue

@@ -92,7 +92,8 @@ def misfit(
     `prepared`, `wanted`: the environments of standby and container; `layers`: trees over the image; `targets`: where
     Volumes are mounted.
     """
-    return changed_variable(report, prepared, wanted) or hidden_module(report, layers, targets)
+    home = prepared.get("HOME", "/root")
+    return changed_variable(report, prepared, wanted) or hidden_module(report, layers, targets, home)
 
 
 def changed_variable(report: Report, prepared: Mapping[str, str], wanted: Mapping[str, str]) -> str:
@@ -105,10 +106,10 @@ def changed_variable(report: Report, prepared: Mapping[str, str], wanted: Mappin
     return ""
 
 
-def hidden_module(report: Report, layers: Sequence[Path], targets: Iterable[str]) -> str:
+def hidden_module(report: Report, layers: Sequence[Path], targets: Iterable[str], home: str) -> str:
     """What lies where modules come from, and would have been imported instead."""
     modules = report.modules | SITE_MODULES
-    folders = [*SYSTEM_FOLDERS, *LOADER_FILES]
+    folders = [*SYSTEM_FOLDERS, *LOADER_FILES, f"{home.rstrip('/')}/.local/lib"]
     for layer in layers:
         for path in folders:
             if os.path.lexists(layer / path[1:]):
