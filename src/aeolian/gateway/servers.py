@@ -19,11 +19,11 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from aeolian.control.servers import Servers
-from aeolian.control.url_tokens import UrlTokens
 from aeolian.control.web_urls import WebTarget
 from aeolian.domain.errors import ResourceExhausted, Unavailable
 from aeolian.gateway.container_client import ContainerClients, NotReached
 from aeolian.gateway.ingress import plain
+from aeolian.gateway.proxy_auth import credentials_in, refusal
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +44,7 @@ HOP_BY_HOP = frozenset(
     }
 )
 """Headers that concern one connection, not the request (RFC 9110, 7.6.1)."""
-CREDENTIALS = frozenset({"modal-authorization", "modal-key", "modal-secret"})
-"""For the ingress, not for what it guards."""
-
-BEARER = "Bearer "
-
 MayEnter = Callable[[web.Request, WebTarget], Awaitable[bool]]
-
-
-def with_bearer(tokens: UrlTokens) -> MayEnter:
-    """Who has a token for this very server may enter."""
-
-    async def may_enter(request: web.Request, target: WebTarget) -> bool:
-        token = request.headers.get("Modal-Authorization", "")
-        return token.startswith(BEARER) and tokens.allows(token.removeprefix(BEARER), target.function_id)
-
-    return may_enter
 
 
 class ServerProxy:
@@ -74,11 +59,7 @@ class ServerProxy:
     async def serve(self, request: web.Request, target: WebTarget) -> web.StreamResponse:
         config = target.definition.http_config
         if not config.unauthenticated and not await self._may_enter(request, target):
-            return plain(
-                401,
-                "this server is not open to everybody: send the headers Modal-Key and Modal-Secret of a proxy token, or "
-                "declare it with `unauthenticated=True`",
-            )
+            return refusal("server")
         tried: set[str] = set()
         while True:
             try:
@@ -120,7 +101,7 @@ class ServerProxy:
 
     def _headers(self, request: web.Request, *, is_upgrade: bool) -> CIMultiDict[str]:
         named = {name.strip().lower() for name in request.headers.get(hdrs.CONNECTION, "").split(",")}
-        dropped = HOP_BY_HOP | CREDENTIALS | named
+        dropped = HOP_BY_HOP | credentials_in(request) | named
         headers = CIMultiDict((name, value) for name, value in request.headers.items() if name.lower() not in dropped)
         if is_upgrade:
             headers[hdrs.CONNECTION] = "Upgrade"
