@@ -69,6 +69,7 @@ class ContainerSpecs:
                 # Clients that know an image only by its name or id do not know what it brings.
                 mount_client_dependencies=settings.mount_client_dependencies
                 or builder_version > LAST_WITH_DEPENDENCIES,
+                runtime=settings.runtime,
                 block_network=settings.block_network,
                 allowed_cidrs=settings.allowed_cidrs,
                 input_timeout_s=settings.timeout_s,

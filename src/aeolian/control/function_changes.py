@@ -58,6 +58,8 @@ class FunctionChanges:
     ):
         self.when_rescaled: list[Callable[[str], None]] = []
         """Called with the id of a Function whose autoscaler settings were overridden."""
+        self.offered_runtimes: Callable[[], Sequence[str]] = tuple
+        """The names of runtimes that containers can have; empty: nobody can tell now."""
         self._database = database
         self._clock = clock
         self._apps = apps
@@ -119,6 +121,7 @@ class FunctionChanges:
         ranked = definitions.ranked_functions(request)
         for function in ranked:
             definitions.check(function)
+            self._check_runtime(function)
         dependencies = await self._described(ranked[0], caller)
         content = definitions.canonical(ranked)
         function_id, now = request.existing_function_id or _id_for(caller, "FunctionCreate"), self._clock.now()
@@ -160,6 +163,14 @@ class FunctionChanges:
             row = msgspec.structs.replace(self._functions.row(function_id), draft_definition_id=definition_id)
         self._functions.keep(row)
         return function_id, self._functions.take_definition(definition)
+
+    def _check_runtime(self, function: api_pb2.Function) -> None:
+        asked, offered = pool_settings.asked_runtime(function), self.offered_runtimes()
+        if asked and offered and asked not in offered:
+            raise InvalidArgument(
+                f"'{function.function_name}' asks for the runtime '{asked}', and there is none of that name here: "
+                f"take one of {', '.join(offered)}, or leave it out"
+            )
 
     def created(
         self, function_id: str, definition: Definition

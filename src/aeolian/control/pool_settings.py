@@ -66,6 +66,7 @@ def pool_settings(
         buffer_containers=autoscaler.buffer_containers,
         scaledown_window_s=autoscaler.scaledown_window_s,
         resources=_resources(function.resources),
+        runtime=asked_runtime(function),
         gpu_type=function.resources.gpu_config.gpu_type if function.resources.gpu_config.count else "",
         image_id=function.image_id,
         mount_ids=tuple(function.mount_ids),
@@ -100,6 +101,11 @@ def pool_settings(
         is_builder_function=function.is_builder_function,
         checkpointing_enabled=function.checkpointing_enabled,
     )
+
+
+def asked_runtime(function: api_pb2.Function) -> str:
+    """`experimental_options={"runtime": "gvisor"}`; "" where the worker is to choose."""
+    return function.experimental_options.get("runtime", "")
 
 
 def defined_autoscaler(function: api_pb2.Function) -> AutoscalerSettings:

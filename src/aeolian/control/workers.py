@@ -69,6 +69,10 @@ class Workers:
         """Those that new work can be given to."""
         return [worker for worker in self._workers.values() if worker.is_connected and not worker.is_leaving]
 
+    def runtimes(self) -> list[str]:
+        """Those that containers can run in, on one worker or another."""
+        return sorted({name for worker in self.available() for name in worker.runtimes})
+
     def send_to_all(self, command: Command) -> None:
         for worker in self._workers.values():
             worker.send(command)

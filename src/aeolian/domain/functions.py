@@ -78,6 +78,8 @@ class PoolSettings(msgspec.Struct, frozen=True):
 
     # Container
     resources: Resources = Resources()
+    runtime: str = ""
+    """The one that its containers run in; "" = the worker's own choice."""
     gpu_type: str = ""
     """`` (none), `any`, `H100` …: `resources.gpu_count` of them."""
     image_id: str = ""

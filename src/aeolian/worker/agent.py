@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -99,6 +99,7 @@ class Agent:
         rpc_socket: Path,
         token: str,
         runtime: Runtime,
+        other_runtimes: Sequence[Runtime] = (),
         images: Images,
         builder: ImageBuilder,
         volume_rpcs: WorkerVolumeRpcs | None = None,
@@ -109,6 +110,8 @@ class Agent:
         self._containers_dir = containers_dir
         self._token = token
         self._runtime = runtime
+        self._runtimes = {it.name: it for it in (runtime, *other_runtimes)}
+        """By name: those that a Function may ask for."""
         self._images = images
         self._builder = builder
         self._num_gpus = num_gpus
@@ -178,7 +181,7 @@ class Agent:
         return Hello(
             worker_id=self._worker_id,
             life=self._life,
-            runtimes=(self._runtime.name,),
+            runtimes=tuple(self._runtimes),
             milli_cpu=1000 * len(os.sched_getaffinity(0)),
             memory_mb=_memory_mb(),
             num_gpus=self._num_gpus,
@@ -244,13 +247,18 @@ class Agent:
         if spec.task_id in self._containers:
             return
         if self._is_leaving:
-            exit = ExitStatus(exit_code=0, reason=SHUTTING_DOWN)
-            self._send(ContainerChanged(spec.task_id, ContainerState.EXITED.value, time.time(), exit=exit))
+            self._refuse(spec, ExitStatus(exit_code=0, reason=SHUTTING_DOWN))
+            return
+        runtime = self._runtimes.get(spec.runtime) if spec.runtime else self._runtime
+        if runtime is None:
+            offered = ", ".join(self._runtimes)
+            reason = f"its runtime '{spec.runtime}' is not one of this worker: it has {offered}"
+            self._refuse(spec, ExitStatus(exit_code=1, reason=reason))
             return
         self._all_gone.clear()
         self._containers[spec.task_id] = WorkerContainer(
             spec,
-            self._runtime,
+            runtime,
             self._containers_dir / spec.task_id,
             channel=self.link.channel,
             token=self._token,
@@ -262,6 +270,9 @@ class Agent:
             on_over=self._execs.container_ended,
             ports=self._ports,
         )
+
+    def _refuse(self, spec: ContainerSpec, exit: ExitStatus) -> None:
+        self._send(ContainerChanged(spec.task_id, ContainerState.EXITED.value, time.time(), exit=exit))
 
     def has_running(self, task_id: str) -> bool:
         return task_id in self._containers

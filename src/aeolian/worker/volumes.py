@@ -269,7 +269,8 @@ class WorkerVolumes:
         attachment = self._get(task_id, volume_id, "reload")
         async with attachment.lock, self._files.in_use():
             if open_file := await asyncio.to_thread(attachment.folder.open_file):
-                inside = open_file.removeprefix(f"{attachment.mount.path}/")
+                # A gVisor sandbox has its container's root below a root of its own.
+                inside = open_file.partition(f"{attachment.mount.path}/")[2] or open_file
                 raise FailedPrecondition(
                     f"cannot reload Volume {volume_id}: there are open files preventing the operation: "
                     f"path {inside} is open"

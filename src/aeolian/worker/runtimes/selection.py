@@ -51,27 +51,30 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """The runtime to take, and the better ones that this host cannot do."""
+    """The runtime to take, and the better ones that this host cannot do.
+
+    `others`: those that an app may ask for. Where one was chosen by its name, they isolate better than it does.
+    """
 
     name: str
     missing: tuple[Offer, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 async def choose(choice: str, data_dir: Path) -> Selection:
     """The runtime for `auto` or for one asked for by name. Raises RuntimeUnavailable for one that this host lacks."""
     if choice not in ("auto", *RUNTIMES):
         raise RuntimeUnavailable(f"there is no runtime {choice!r}: take one of auto, {', '.join(RUNTIMES)}")
-    if choice != "auto":
-        offer = await find_offer(choice, data_dir)
-        if not offer.is_available:
-            raise RuntimeUnavailable(f"{offer}. With `--runtime auto` Aeolian takes the best one that works")
-        return Selection(choice)
+    looked_at = {"auto": RUNTIMES, "native": ("gvisor", "native")}.get(choice, (choice,))
+    offers = dict(zip(looked_at, await asyncio.gather(*(find_offer(it, data_dir) for it in looked_at)), strict=True))
     missing: list[Offer] = []
-    for name in AUTOMATIC:
-        offer = await find_offer(name, data_dir)
-        if offer.is_available:
-            return Selection(name, tuple(missing))
-        missing.append(offer)
+    for name in AUTOMATIC if choice == "auto" else (choice,):
+        if offers[name].is_available:
+            others = (it for it in looked_at if offers[it].is_available and it not in (name, "process"))
+            return Selection(name, tuple(missing), tuple(others))
+        missing.append(offers[name])
+    if choice != "auto":
+        raise RuntimeUnavailable(f"{missing[0]}. With `--runtime auto` Aeolian takes the best one that works")
     raise RuntimeUnavailable(". ".join(map(str, missing)))
 
 
