@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aeolian.control.autoscaler import PoolPlan, PoolView, concurrency, plan
+from aeolian.control.autoscaler import PoolPlan, PoolView, concurrency, expected_input_s, plan
 
 NOW = 1000.0
 
@@ -184,3 +184,30 @@ def test_a_quota_holds_back_what_would_be_started():
     assert plan(crowd, NOW, 8) == PoolPlan(start=1, num_held_back=7)
     assert plan(crowd._replace(quota_room=0), NOW, 8) == PoolPlan(num_held_back=8)
     assert plan(crowd._replace(quota_room=99), NOW, 8) == PoolPlan(start=8)
+
+
+@given(views(), st.integers(1, 64), st.integers(1, 50))
+def test_a_longer_queue_never_starts_fewer_nor_stops_more(view, num_cores, more):
+    before = plan(view, NOW, num_cores)
+    longer = plan(view._replace(num_queued=view.num_queued + more), NOW, num_cores)
+    assert longer.start >= before.start
+    assert set(longer.stop) <= set(before.stop)
+
+
+@given(views(), st.integers(1, 64))
+def test_without_work_everything_beyond_the_minimum_ends(view, num_cores):
+    idle = tuple((task_id, NOW - 1000.0) for task_id, _ in view.idle)
+    view = view._replace(
+        num_queued=0, num_running_inputs=0, num_starting=0, num_blocked=0, num_ready=len(idle), idle=idle, busy=()
+    )
+    planned = plan(view, NOW, num_cores)
+    assert not planned.start or len(idle) < view.min_containers
+    kept = min(view.min_containers, view.max_containers or view.min_containers)
+    assert len(idle) - len(planned.stop) == min(len(idle), kept)
+
+
+def test_an_input_that_runs_for_long_tells_of_the_others_until_one_has_finished():
+    assert expected_input_s(None, 0.0) == 0.0
+    assert expected_input_s(None, 5.0) == 10.0
+    assert expected_input_s(0.1, 5.0) == 5.0
+    assert expected_input_s(0.1, 0.0) == 0.1

@@ -1,9 +1,10 @@
 """How many containers a pool should have: a pure function of what is known of it.
 
 A container costs time to start and, on one machine, takes its share of the cores from the others. So the first
-ones, up to the number of cores, start as soon as there is an input without a container; more follow only when
-the queue would take longer than a start, judged by how long inputs take (or have been taking), and each time at most
-as many again as there are: short inputs never start a crowd, long waiting ones soon do.
+ones, up to the number of cores, start as soon as there is an input without a container; more follow only as far as
+they will find at least as much work as their start takes, judged by how long inputs take (or have been taking), and
+each time at most as many again as there are: short inputs never start a crowd, long waiting ones soon do.
+`benchmarks/autoscaler` compares this with other policies.
 """
 
 import math
@@ -31,7 +32,7 @@ class PoolView(NamedTuple):
     busy: tuple[str, ...]
     """The other containers that take inputs, the newest first."""
     input_s: float
-    """How long an input takes: the larger of the average and the age of the oldest running one."""
+    """How long an input takes (`expected_input_s`)."""
     start_s: float
     """How long a container takes to start."""
     min_containers: int
@@ -76,10 +77,8 @@ def _num_to_start(pool: PoolView, num_cores: int) -> int:
     if waiting:
         needed = math.ceil(waiting / pool.slots)
         wanted = min(needed, max(0, num_cores - working))
-        queue_s = waiting * pool.input_s / (max(1, working) * pool.slots)
-        if needed > wanted and (working == 0 or queue_s > pool.start_s):
-            as_many_again = max(pool.num_ready + pool.num_finishing, num_cores) - pool.num_starting
-            wanted = min(needed, max(wanted, as_many_again))
+        as_many_again = max(pool.num_ready + pool.num_finishing, num_cores) - pool.num_starting
+        wanted = max(wanted, min(needed, as_many_again, _num_worth_it(pool, waiting, working)))
     floor = pool.min_containers
     if pool.buffer_containers and (pool.num_queued or pool.num_running_inputs):
         busy = math.ceil((pool.num_queued + pool.num_running_inputs) / pool.slots)
@@ -93,6 +92,24 @@ def _num_to_start(pool: PoolView, num_cores: int) -> int:
     return max(0, wanted)
 
 
+def _num_worth_it(pool: PoolView, waiting: int, working: int) -> int:
+    """How many more containers would find as much work, when they are ready, as their start has taken."""
+    if not working:
+        return waiting
+    done_by_then = working * pool.slots * pool.start_s / max(pool.input_s, 1e-6)
+    num_left = math.ceil((waiting - done_by_then) / pool.slots)
+    left_s = (waiting - done_by_then) * pool.input_s / pool.slots
+    return max(0, min(num_left, int(left_s / max(pool.start_s, 1e-6)) - working))
+
+
+def expected_input_s(average_s: float | None, oldest_s: float) -> float:
+    """How long an input may take; `oldest_s`: the age of the oldest running one.
+
+    While none has finished: twice that, because what has run for a while tends to run for as long again.
+    """
+    return 2 * oldest_s if average_s is None else max(average_s, oldest_s)
+
+
 def _to_stop(pool: PoolView, now: float) -> tuple[str, ...]:
     existing = _num_existing(pool)
     surplus = max(0, existing - pool.max_containers) if pool.max_containers else 0
@@ -102,7 +119,7 @@ def _to_stop(pool: PoolView, now: float) -> tuple[str, ...]:
     floor = pool.min_containers
     if pool.buffer_containers and pool.num_running_inputs:
         floor += pool.buffer_containers + math.ceil(pool.num_running_inputs / pool.slots)
-    expired = [task_id for task_id, since in pool.idle if now - since >= pool.scaledown_window_s]
+    expired = [task_id for task_id, since in pool.idle if now >= since + pool.scaledown_window_s]
     return tuple(dict.fromkeys([*too_many, *expired[: max(0, existing - floor)]]))
 
 

@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 
 BUSY_TICK_S = 0.1
 IDLE_TICK_S = 1.0
-UNKNOWN_INPUT_S = 0.05
 FORGET_POOL_S = 600.0
 
 
@@ -148,7 +147,7 @@ class Autoscaling:
             num_finishing=sum(bool(container.held) and not container.is_blocked for container in ending),
             idle=tuple((task_id, since) for since, task_id in idle),
             busy=tuple(container.task_id for container in reversed(open) if not container.idle_since),
-            input_s=max(pool.input_s if pool.input_s is not None else UNKNOWN_INPUT_S, running_s),
+            input_s=autoscaler.expected_input_s(pool.input_s, running_s),
             start_s=pool.start_s,
             min_containers=limits.min_containers,
             max_containers=limits.max_containers,
