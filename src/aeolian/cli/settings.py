@@ -45,6 +45,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tls_certificate: Path | None = None
     """PEM chain with which the front ends TLS on both ports; None = plain HTTP."""
     tls_key: Path | None = None
+    max_standbys: int = 4
+    """How many containers `native` may keep started ahead; 0: every start is cold."""
     drain_s: float = 60.0
     """How long running inputs may take to finish when everything is stopped."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -58,6 +58,7 @@ def prepare(
     tls_certificate: Path | None,
     tls_key: Path | None,
     serve_network_without_tls: bool,
+    max_standbys: int,
     drain_s: float,
     log_level: str,
     log_format: LogFormat,
@@ -99,6 +100,7 @@ def prepare(
             database_url=database_url,
             tls_certificate=tls_certificate and tls_certificate.expanduser().absolute(),
             tls_key=tls_key and tls_key.expanduser().absolute(),
+            max_standbys=max_standbys,
             drain_s=drain_s,
             log_level=log_level,  # type: ignore[arg-type]
             log_format=log_format,
@@ -235,6 +237,14 @@ async def _until_it_answers(settings: Settings) -> None:
     "--serve-network-without-tls",
     is_flag=True,
     help="Listen on a network address without TLS: tokens, code and data cross that network in the clear.",
+)
+@click.option(
+    "--standbys",
+    "max_standbys",
+    type=click.IntRange(0, 100),
+    default=4,
+    show_default=True,
+    help="How many containers native may keep started ahead, 30 MB each; 0: every start is cold.",
 )
 @click.option(
     "--drain-timeout",

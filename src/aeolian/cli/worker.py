@@ -69,7 +69,7 @@ async def serve(settings: Settings) -> None:
         tls_context(settings, ["http/1.1"]),
     )
     networks = Networks(data_dir, offered)
-    runtime = await _runtime(settings, images, sdk, layers, [VolumesHook(volumes)], networks)
+    runtime, *other_runtimes = await _runtimes(settings, images, sdk, layers, [VolumesHook(volumes)], networks)
     pythons = StandalonePythons(data_dir, interpreters)
     builder = ImageBuilder(images, content, interpreters, pythons, data_dir)
     agent = Agent(
@@ -79,6 +79,7 @@ async def serve(settings: Settings) -> None:
         rpc_socket=settings.grpc_socket,
         token=token,
         runtime=runtime,
+        other_runtimes=other_runtimes,
         images=images,
         builder=builder,
         volume_rpcs=WorkerVolumeRpcs(volumes),
@@ -86,7 +87,8 @@ async def serve(settings: Settings) -> None:
     authority.call_volumes = agent.link.call_volumes
     ports = ContainerPorts(settings.ports_socket, networks, agent.has_running)
     agent.use_ports(ports)
-    await runtime.open()
+    for each in (runtime, *other_runtimes):
+        await each.open()
     await _open_networks(networks, runtime)
     await volumes.open()
     await ports.open()
@@ -101,7 +103,8 @@ async def serve(settings: Settings) -> None:
     finally:
         await ports.close()
         await volumes.close()
-        await runtime.close()
+        for each in (runtime, *other_runtimes):
+            await each.close()
         await networks.close()
 
 
@@ -124,21 +127,29 @@ class _LateAuthority:
         return await self.call_volumes(method, request)
 
 
-async def _runtime(
+async def _runtimes(
     settings: Settings, images: ImageStore, sdk: SdkStore, layers: list, hooks: list, networks: Networks
-) -> Runtime:
-    """Raises FailedPrecondition when the one that was asked for cannot run here."""
+) -> list[Runtime]:
+    """The worker's own, then those that apps may ask for. Raises FailedPrecondition when it cannot run here."""
     try:
         chosen = await choose(settings.runtime, settings.data_dir)
     except RuntimeUnavailable as error:
         raise FailedPrecondition(str(error)) from error
     for offer in chosen.missing:
         log.info("not taken: %s", offer)
-    kind = {"gvisor": GvisorRuntime, "native": NativeRuntime, "process": ProcessRuntime}[chosen.name]
     # Without isolation the host's network is shared, but servers of one port can only live side by side apart.
-    wants = (lambda spec: spec.is_server) if kind is ProcessRuntime else (lambda spec: True)
+    wants = (lambda spec: spec.is_server) if chosen.name == "process" else (lambda spec: True)
+    place = (settings.data_dir, images, sdk)
     hooks = [*hooks, NetworkHook(networks, wants)]
-    return kind(settings.data_dir, images, sdk, layers=layers, hooks=hooks)
+
+    def made(name: str) -> Runtime:
+        if name == "gvisor":
+            return GvisorRuntime(*place, layers=layers, hooks=hooks)
+        if name == "native":
+            return NativeRuntime(*place, layers=layers, hooks=hooks, max_standbys=settings.max_standbys)
+        return ProcessRuntime(*place, layers=layers, hooks=hooks)
+
+    return [made(name) for name in (chosen.name, *chosen.others)]
 
 
 async def _token(settings: Settings, stop: asyncio.Event) -> str:
