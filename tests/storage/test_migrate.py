@@ -1,3 +1,7 @@
+import contextlib
+import sqlite3
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -83,3 +87,20 @@ def test_a_revision_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     engine.dispose()
     monkeypatch.undo()
     migrate.upgrade(url)
+
+
+def test_a_database_that_an_earlier_version_has_left_is_brought_up_to_date_with_all_its_rows(tmp_path):
+    for script in sorted((Path(__file__).parent / "earlier").glob("*.sql")):
+        path = tmp_path / f"{script.stem}.db"
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.executescript(script.read_text())
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            before = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone() for name in tables}
+        migrate.upgrade(f"sqlite:///{path}")
+        engine = make_engine(f"sqlite:///{path}")
+        with engine.connect() as connection:
+            assert migrate.current_revision(connection) == migrate.head_revision()
+            assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+            for name, count in before.items():
+                assert tuple(connection.execute(sa.text(f"SELECT count(*) FROM {name}")).one()) == count
+        engine.dispose()
