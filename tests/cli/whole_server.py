@@ -29,6 +29,7 @@ from aeolian.domain.link import (
     decode_commands,
 )
 from aeolian.protocol.service import SERVICE, SERVICE_PATH, ModalService, collect
+from aeolian.protocol.token_flows import OPEN_METHODS
 from aeolian.storage import migrate
 from aeolian.worker.framing import FrameLink
 from aeolian.worker.link import TASK_KEY, TOKEN_KEY
@@ -212,7 +213,7 @@ async def whole_server(
         service = ModalService(
             [*services.resources(), *extra],
             services.authenticate,
-            open_methods=frozenset(),
+            open_methods=OPEN_METHODS,
             guard=services.guard,
         )
         server.add_generic_rpc_handlers((service, services.worker_calls))

@@ -140,7 +140,9 @@ class RunningAeolian:
         """The official CLI."""
         return self.run(sys.executable, "-m", "modal", *args, **kwargs)
 
-    def modal_session(self, *steps: tuple[str, str], cwd: Path | None = None, timeout_s: float = 240) -> list[str]:
+    def modal_session(
+        self, *steps: tuple[str, str], cwd: Path | None = None, timeout_s: float = 240, env: dict | None = None
+    ) -> list[str]:
         """Commands of the official CLI, one after another in one process; returns what each printed.
 
         A step is a command line (after "! ": one that must fail) and a text that must be in what it prints.
@@ -149,7 +151,7 @@ class RunningAeolian:
         done = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("modal_commands.py"))],
             cwd=cwd,
-            env=self.environment,
+            env={**self.environment, **(env or {})},
             input=json.dumps([shlex.split(line) for line in lines]),
             stdout=subprocess.PIPE,
             text=True,

@@ -33,8 +33,8 @@ def audit(data_dir: Path, since: str | None, of: str, limit: int, as_json: bool)
         for entry in entries:
             sys.stdout.write(msgspec.json.encode(entry).decode() + "\n")
         return
-    rows = tables.table("time", "who", "id", "did", "environment", "to", "result", whole=("time", "id"))
+    rows = tables.table("time", "who", "did", "environment", "to", "result", whole=("time",))
     for entry in entries:
         at = datetime.datetime.fromtimestamp(entry.at).strftime("%Y-%m-%d %H:%M:%S")
-        rows.add_row(at, entry.who, entry.caller_id, entry.action, entry.environment, entry.target, entry.result)
+        rows.add_row(at, entry.who, entry.action, entry.environment, entry.target, entry.result)
     tables.console().print(rows)

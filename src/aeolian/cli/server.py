@@ -18,6 +18,7 @@ from aeolian.cli.front import raise_file_limit
 from aeolian.cli.services import Services
 from aeolian.cli.settings import Settings, load
 from aeolian.protocol.service import ModalService
+from aeolian.protocol.token_flows import OPEN_METHODS
 from aeolian.storage import migrate
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ async def serve(settings: Settings) -> None:
         service = ModalService(
             services.resources(),
             services.authenticate,
-            open_methods=frozenset(),
+            open_methods=OPEN_METHODS,
             guard=services.guard,
             observe=services.metrics.rpc_answered,
         )

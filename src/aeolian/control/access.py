@@ -74,6 +74,11 @@ class Access:
         if max(caller.roles.values(), default=Role.NO_ACCESS) < right:
             raise PermissionDenied(f"{_who(caller)} is in no environment {_a(Role(right))}, which this needs")
 
+    def check_everywhere(self, caller: Caller, right: Right) -> None:
+        """For what tells of all environments at once. Raises PermissionDenied."""
+        if caller.roles is not None:
+            self.check(caller, right, [environment.id for environment in self._environments.all()])
+
     def _refusal(self, caller: Caller, right: Right, environment_id: str) -> str:
         environment = self._environments.by_id(environment_id)
         where = f"environment '{environment.name}'" if environment else "that environment"
