@@ -44,6 +44,7 @@ HOP_BY_HOP = frozenset(
     }
 )
 """Headers that concern one connection, not the request (RFC 9110, 7.6.1)."""
+
 MayEnter = Callable[[web.Request, WebTarget], Awaitable[bool]]
 
 
