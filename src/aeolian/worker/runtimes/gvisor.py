@@ -33,6 +33,7 @@ from aeolian.worker.images.overlay_files import drop_mount_points
 from aeolian.worker.images.store import ImageStore
 from aeolian.worker.runtimes import gvisor_init
 from aeolian.worker.runtimes.base import runtime_folder
+from aeolian.worker.runtimes.entering import Entry
 from aeolian.worker.runtimes.gvisor_spec import gvisor_spec
 from aeolian.worker.runtimes.kept_container import KILLED, Keeper, KeptContainer
 from aeolian.worker.runtimes.native import CONTAINERS, make_folder_inside
@@ -146,6 +147,7 @@ class GvisorRuntime:
 
         container = await GvisorContainer.start(spec.task_id, await self._get_keeper(), message, num_oom_kills, clean)
         container.bundle = bundle
+        container.entry = Entry((*runsc_command(self._runsc_path, self._state), "exec"), spec.task_id, config["process"])
         return container
 
     async def _get_keeper(self) -> Keeper:
@@ -183,11 +185,12 @@ class GvisorContainer(KeptContainer):
 
     def _read_status(self, code: int) -> ExitStatus:
         ended = ENDED.findall(_text(self.bundle / RUN_LOG))
-        if ended:
-            exact = os.waitstatus_to_exitcode(int(ended[-1]))
-            return ExitStatus(exact, oom_killed=exact == KILLED and self._num_oom_kills() > 0)
-        if self._num_oom_kills() > 0:
+        exact = os.waitstatus_to_exitcode(int(ended[-1])) if ended else None
+        # The kernel kills the sandbox, or what stands in it for a process, which then ends with some code or other.
+        if exact != 0 and self._num_oom_kills() > 0:
             return ExitStatus(KILLED, oom_killed=True)
+        if exact is not None:
+            return ExitStatus(exact)
         if code == -signal.SIGKILL:
             return ExitStatus(KILLED)
         return ExitStatus(COULD_NOT_START, reason=f"gVisor could not run it: {_complaint(self.bundle, code)}")
