@@ -244,7 +244,7 @@ async def _until_it_answers(settings: Settings) -> None:
     type=click.IntRange(0, 100),
     default=4,
     show_default=True,
-    help="How many containers native may keep started ahead, 30 MB each; 0: every start is cold.",
+    help="How many containers native may keep started ahead, 45 MB each; 0: every start is cold.",
 )
 @click.option(
     "--drain-timeout",

@@ -73,28 +73,35 @@ def code_at_start():
 
 
 def prepare():
-    """Import the SDK. Returns (Entry | None, what to say)."""
+    """Import the SDK. Returns (Entry | None, the variables that this has changed: None for gone, what to say)."""
     sys.path.insert(0, os.getcwd())
     own = code_at_start()
     if own:
-        return None, {"ready": False, "reason": f"{own} of the image runs at the start of every interpreter"}
+        return None, {}, {"ready": False, "reason": f"{own} of the image runs at the start of every interpreter"}
+    before = dict(os.environ)
     with Reads() as reads:
         entry, reason = preloaded.preload()
     if entry is None:
-        return None, {"ready": False, "reason": reason}
+        return None, {}, {"ready": False, "reason": reason}
+    after = dict(os.environ)
+    changed = {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}
     gc.collect()
     path = [entry for entry in sys.path if os.path.isabs(entry)]
-    return entry, {
-        "ready": True,
-        "read": sorted(reads.names),
-        "path": sorted({*path, *map(os.path.realpath, path)}),
-        "modules": sorted({name.partition(".")[0] for name in sys.modules}),
-    }
+    return (
+        entry,
+        changed,
+        {
+            "ready": True,
+            "read": sorted(reads.names),
+            "path": sorted({*path, *map(os.path.realpath, path)}),
+            "modules": sorted({name.partition(".")[0] for name in sys.modules}),
+        },
+    )
 
 
 def main():
     worker = socket.socket(fileno=os.dup(0))
-    entry, said = prepare()
+    entry, changed, said = prepare()
     worker.sendall(json.dumps(said).encode() + b"\n")
     line = b""
     while not line.endswith(b"\n"):
@@ -108,7 +115,8 @@ def main():
     os.dup2(null, 0)
     os.close(null)
     os.environ.clear()
-    os.environ.update(request["env"])
+    env = {**request["env"], **changed}
+    os.environ.update({name: value for name, value in env.items() if value is not None})
     os.chdir(request["cwd"])  # it is a folder of the new root from here on
     if not request["is_entrypoint"]:
         preloaded.execute(request["argv"])
