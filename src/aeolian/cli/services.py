@@ -48,6 +48,7 @@ from aeolian.control.secrets import Secrets
 from aeolian.control.servers import Servers
 from aeolian.control.signed_urls import SignedUrls, load_key
 from aeolian.control.token_flows import TokenFlows
+from aeolian.control.stats import Stats
 from aeolian.control.tokens import Tokens
 from aeolian.control.url_tokens import UrlTokens
 from aeolian.control.volume_collector import VolumeCollector
@@ -97,6 +98,7 @@ from aeolian.protocol.queues import QueueRpcs
 from aeolian.protocol.secrets import SecretRpcs
 from aeolian.protocol.servers import ServerRpcs
 from aeolian.protocol.token_flows import TokenFlowRpcs
+from aeolian.protocol.stats import StatsRpcs
 from aeolian.protocol.volumes import VolumeRpcs
 from aeolian.protocol.worker_link import ContainerCallers, WorkerCalls, WorkerLinks, worker_token
 from aeolian.protocol.worker_volumes import WorkerVolumeCalls
@@ -363,6 +365,7 @@ class Services:
                 self.blobs,
                 self._tickets,
             ),
+            StatsRpcs(Stats(self.database, self.apps, self.functions, self.calls, self.pools)),
             ClassRpcs(self.classes),
             CommandAccessRpcs(self.containers, self._command_access, self._settings.grpc_url),
             ContainerRpcs(self.containers, self.pools, self.apps, self.functions),
@@ -375,7 +378,14 @@ class Services:
             ProxyTokenRpcs(self.proxy_tokens, self.environments),
             QueueRpcs(self.queues),
             SecretRpcs(self.secrets, self.environments),
-            ServerRpcs(self.functions, self.pools, self.web_urls, self._url_tokens, web_site(self._settings).host),
+            ServerRpcs(
+                self.functions,
+                self.pools,
+                self.web_urls,
+                self._url_tokens,
+                self._access,
+                web_site(self._settings).host,
+            ),
             VolumeRpcs(self.volumes, self.contents),
             PeopleRpcs(self.tokens, self.environments, self._clock),
             TokenFlowRpcs(self.token_flows, self._settings.http_url),

@@ -101,7 +101,7 @@ class Apps:
     def living(self, app_id: str, caller: Caller | None = None) -> App:
         """An app that has not come to its end. Raises NotFound, or FailedPrecondition when it is stopping."""
         app = self._living.get(app_id)
-        if app is None or (caller is not None and app.workspace != caller.workspace):
+        if app is None or (caller is not None and not _is_seen(app, caller)):
             raise NotFound(f"there is no running or deployed App {app_id!r}")
         if app.has_ended:
             raise FailedPrecondition(f"App {app_id} is stopping")
@@ -110,7 +110,7 @@ class Apps:
     async def find(self, app_id: str, caller: Caller) -> App:
         """Any app of the caller's workspace, ended ones too. Raises NotFound."""
         app = await self.look_up(app_id)
-        if app is None or app.workspace != caller.workspace:
+        if app is None or not _is_seen(app, caller):
             raise NotFound(f"there is no App {app_id!r}: `modal app list` shows those of an environment")
         return app
 
@@ -401,3 +401,7 @@ def check_tags(tags: dict[str, str]) -> dict[str, str]:
         if not 1 <= len(key) <= 64 or len(value) > 256:
             raise InvalidArgument(f"the tag {key!r} is too long: keys have up to 64 characters, values up to 256")
     return tags
+
+
+def _is_seen(app: App, caller: Caller) -> bool:
+    return app.workspace == caller.workspace and caller.sees(app.environment_id)

@@ -65,7 +65,7 @@ class Functions:
     def row(self, function_id: str, caller: Caller | None = None) -> FunctionRow:
         """Raises NotFound for unknown ids, for Functions of ended apps, and for those of another workspace."""
         row = self._index.row(function_id)
-        if caller is not None and self._workspace(row) != caller.workspace:
+        if caller is not None and not self._is_seen(row, caller):
             raise NotFound(f"there is no Function {function_id!r}, or its App has been stopped")
         return row
 
@@ -194,7 +194,7 @@ class Functions:
         return {
             function_id: api_pb2.Object(object_id=function_id, function_handle_metadata=self.handle(function_id))
             for function_id in function_ids
-            if self.has(function_id) and self._workspace(self.row(function_id)) == caller.workspace
+            if self.has(function_id) and self._is_seen(self.row(function_id), caller)
         }
 
     def layout(self, app_id: str) -> Layout:
@@ -212,6 +212,12 @@ class Functions:
         """The Function that this one is a variant of, or its own id."""
         row = self._index.get(function_id)
         return row.base_function_id or function_id if row else function_id
+
+    def with_variants(self, function_id: str) -> list[str]:
+        """The Function (of a variant: its base) and its variants, but for those of one version of the App."""
+        base_id = self.base_function_id(function_id)
+        variants_of_it = (self.row(variant_id) for variant_id in self._index.variants_of(base_id))
+        return [base_id, *sorted(row.function_id for row in variants_of_it if not row.pinned_version)]
 
     def functions_of(self, app_id: str) -> set[str]:
         """All Functions and variants of a living app, drafts included."""
@@ -318,9 +324,9 @@ class Functions:
         definition, _ = self.definition(row)
         return not row.base_function_id and bool(definition.functions[0].class_parameter_info.schema)
 
-    def _workspace(self, row: FunctionRow) -> str:
+    def _is_seen(self, row: FunctionRow, caller: Caller) -> bool:
         app = self._apps.known(row.app_id)
-        return app.workspace if app else ""
+        return app is not None and app.workspace == caller.workspace and caller.sees(app.environment_id)
 
     def keep(self, row: FunctionRow) -> None:
         """Take over a row that `function_changes` has stored."""

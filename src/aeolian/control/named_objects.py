@@ -102,7 +102,7 @@ class NamedObjects:
 
     def existing(self, connection: Connection, object_id: str, caller: Caller) -> NamedObject:
         found = storage.get(connection, object_id)
-        if found is None or found.noun != self.noun or found.workspace != caller.workspace:
+        if found is None or found.noun != self.noun or not _is_seen(found, caller):
             raise NotFound(f"there is no {self.title} with the id {object_id!r}: it was never made, or is deleted")
         return found
 
@@ -112,7 +112,7 @@ class NamedObjects:
         return {
             item.object_id: api_pb2.Object(object_id=item.object_id)
             for item in found
-            if item.noun == self.noun and item.workspace == caller.workspace
+            if item.noun == self.noun and _is_seen(item, caller)
         }
 
     async def list_named(
@@ -270,3 +270,7 @@ class NamedObjects:
             workspace=caller.workspace,
             created_at=self._last_created_at,
         )
+
+
+def _is_seen(item: NamedObject, caller: Caller) -> bool:
+    return item.workspace == caller.workspace and caller.sees(item.environment_id)

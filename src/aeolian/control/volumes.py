@@ -116,7 +116,7 @@ class Volumes:
         return {
             volume.volume_id: api_pb2.Object(object_id=volume.volume_id, volume_metadata=metadata_of(volume))
             for volume in found
-            if volume is not None and volume.created_by == caller.workspace
+            if volume is not None and volume.created_by == caller.workspace and caller.sees(volume.environment_id)
         }
 
     async def lookup(self, name: str, environment_name: str, caller: Caller) -> Volume:
@@ -257,7 +257,7 @@ class Volumes:
 
 def _own(connection: Connection, volume_id: str, caller: Caller) -> Volume:
     volume = existing_volume(connection, volume_id)
-    if volume.created_by != caller.workspace:
+    if volume.created_by != caller.workspace or not caller.sees(volume.environment_id):
         raise no_such_volume(volume_id)
     return volume
 

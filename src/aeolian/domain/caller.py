@@ -46,6 +46,10 @@ class Caller(msgspec.Struct, frozen=True):
     def is_container(self) -> bool:
         return bool(self.task_id)
 
+    def sees(self, environment_id: str) -> bool:
+        """Whether it may look at what is in that environment. What it may do there is checked before (`protocol/guard`)."""
+        return self.roles is None or self.roles.get(environment_id, Role.NO_ACCESS) >= Role.VIEWER
+
     def once(self, method: str) -> str | None:
         """The key under which this request's result is kept (`Database.write(once=…)`), or None."""
         if not self.idempotency_key:

@@ -4,6 +4,7 @@ from urllib.parse import urlsplit
 
 from modal_proto import api_pb2
 
+from aeolian.control.access import Access
 from aeolian.control.functions import Functions
 from aeolian.control.pools import Pools
 from aeolian.control.url_tokens import UrlTokens
@@ -11,15 +12,19 @@ from aeolian.control.web_urls import WebUrls
 from aeolian.domain.caller import Caller
 from aeolian.domain.containers import ContainerState
 from aeolian.domain.errors import NotFound
+from aeolian.domain.roles import Right
 
 
 class ServerRpcs:
-    def __init__(self, functions: Functions, pools: Pools, web_urls: WebUrls, tokens: UrlTokens, host: str):
+    def __init__(
+        self, functions: Functions, pools: Pools, web_urls: WebUrls, tokens: UrlTokens, access: Access, host: str
+    ):
         """`host`: of web functions without a domain. Tokens are for nobody else."""
         self._functions = functions
         self._pools = pools
         self._web_urls = web_urls
         self._tokens = tokens
+        self._access = access
         self._host = host
 
     async def FunctionGetFlashAuthToken(
@@ -47,6 +52,8 @@ class ServerRpcs:
             self._functions.check_callable(target.function_id, caller)
         except NotFound:
             return api_pb2.CurlAuthTokenResponse()
+        if caller.roles is not None and (home := await self._access.home_of(target.function_id, caller)) is not None:
+            self._access.check(caller, Right.WRITE, [home])
         return api_pb2.CurlAuthTokenResponse(token=self._tokens.make(target.function_id))
 
     async def FlashContainerList(
