@@ -45,8 +45,9 @@ class Entry(NamedTuple):
 class EnteredCommand:
     """A command inside a container. Whoever started it owns the descriptors, and awaits `wait`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, entry: Entry):
         self._folder = folder
+        self._entry = entry
         self._process: asyncio.subprocess.Process
         self.stdin = self.stdout = self.stderr = -1
         """Our ends, not blocking. With a terminal stdin and stdout are its master, and there is no stderr (-1)."""
@@ -54,9 +55,9 @@ class EnteredCommand:
     @classmethod
     async def start(cls, entry: Entry, command: Command) -> "EnteredCommand":
         """Raises FailedPrecondition with the entering program's complaint when a terminal cannot be had."""
-        self = cls(Path(tempfile.mkdtemp(prefix="aeolian-exec-")))
+        self = cls(Path(tempfile.mkdtemp(prefix="aeolian-exec-")), entry)
         try:
-            await self._start(entry, command)
+            await self._start(command)
         except BaseException:
             self.close()
             raise
@@ -108,11 +109,15 @@ class EnteredCommand:
         if self._process.returncode is None:
             self._process.kill()
 
-    async def _start(self, entry: Entry, command: Command) -> None:
+    def _options(self) -> list[str]:
+        return [f"--pid-file={self._pid_file}"]
+
+    async def _start(self, command: Command) -> None:
+        entry = self._entry
         described = os.memfd_create("process")
         try:
             os.write(described, json.dumps(process_of(entry.process, command)).encode())
-            argv = [*entry.program, f"--process=/proc/self/fd/{described}", f"--pid-file={self._pid_file}"]
+            argv = [*entry.program, f"--process=/proc/self/fd/{described}", *self._options()]
             if command.terminal is None:
                 await self._start_with_pipes([*argv, entry.name], described)
             else:
@@ -186,4 +191,3 @@ async def _receive_master(listener: socket.socket) -> int:
     if not descriptors:
         raise OSError("no terminal came")
     return descriptors[0]
-

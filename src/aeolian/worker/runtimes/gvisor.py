@@ -23,6 +23,7 @@ import msgspec
 
 from aeolian.domain.containers import ExitStatus, Resources
 from aeolian.domain.errors import FailedPrecondition, Unavailable
+from aeolian.domain.execs import Command
 from aeolian.worker.cgroups import Cgroups
 from aeolian.worker.hooks.base import Bind, Hook, Start
 from aeolian.worker.hooks.image import ImageHook
@@ -33,7 +34,8 @@ from aeolian.worker.images.overlay_files import drop_mount_points
 from aeolian.worker.images.store import ImageStore
 from aeolian.worker.runtimes import gvisor_init
 from aeolian.worker.runtimes.base import runtime_folder
-from aeolian.worker.runtimes.entering import Entry
+from aeolian.worker.runtimes.entering import EnteredCommand, Entry
+from aeolian.worker.runtimes.gvisor_exec import GvisorCommand
 from aeolian.worker.runtimes.gvisor_spec import gvisor_spec
 from aeolian.worker.runtimes.kept_container import KILLED, Keeper, KeptContainer
 from aeolian.worker.runtimes.native import CONTAINERS, make_folder_inside
@@ -147,7 +149,9 @@ class GvisorRuntime:
 
         container = await GvisorContainer.start(spec.task_id, await self._get_keeper(), message, num_oom_kills, clean)
         container.bundle = bundle
-        container.entry = Entry((*runsc_command(self._runsc_path, self._state), "exec"), spec.task_id, config["process"])
+        container.entry = Entry(
+            (*runsc_command(self._runsc_path, self._state), "exec"), spec.task_id, config["process"]
+        )
         return container
 
     async def _get_keeper(self) -> Keeper:
@@ -176,6 +180,10 @@ class GvisorContainer(KeptContainer):
     """What `runsc run` leaves unsaid is in its logs."""
 
     bundle: Path
+
+    async def exec(self, command: Command) -> EnteredCommand:
+        assert self.entry is not None
+        return await GvisorCommand.start(self.entry, command)
 
     async def wait(self) -> ExitStatus:
         code = await asyncio.shield(self._exited)
