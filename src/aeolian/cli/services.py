@@ -36,6 +36,7 @@ from aeolian.control.functions import Functions
 from aeolian.control.homes import homes
 from aeolian.control.images import Images
 from aeolian.control.log_history import LogHistory
+from aeolian.control.log_retention import LogRetention
 from aeolian.control.logs import AppLogs
 from aeolian.control.mounts import Mounts
 from aeolian.control.pools import Pools
@@ -47,8 +48,8 @@ from aeolian.control.schedules import Schedules
 from aeolian.control.secrets import Secrets
 from aeolian.control.servers import Servers
 from aeolian.control.signed_urls import SignedUrls, load_key
-from aeolian.control.token_flows import TokenFlows
 from aeolian.control.stats import Stats
+from aeolian.control.token_flows import TokenFlows
 from aeolian.control.tokens import Tokens
 from aeolian.control.url_tokens import UrlTokens
 from aeolian.control.volume_collector import VolumeCollector
@@ -97,8 +98,8 @@ from aeolian.protocol.proxy_tokens import ProxyTokenRpcs
 from aeolian.protocol.queues import QueueRpcs
 from aeolian.protocol.secrets import SecretRpcs
 from aeolian.protocol.servers import ServerRpcs
-from aeolian.protocol.token_flows import TokenFlowRpcs
 from aeolian.protocol.stats import StatsRpcs
+from aeolian.protocol.token_flows import TokenFlowRpcs
 from aeolian.protocol.volumes import VolumeRpcs
 from aeolian.protocol.worker_link import ContainerCallers, WorkerCalls, WorkerLinks, worker_token
 from aeolian.protocol.worker_volumes import WorkerVolumeCalls
@@ -192,6 +193,7 @@ class Services:
             }
         )
         self.changes = FunctionChanges(database, clock, self.apps, self.functions, dependencies, self.web_urls)
+        self.log_retention = LogRetention(database, clock, self.apps, settings.log_retention_days * 86400)
         self.schedules = Schedules(database, clock, self.apps, self.functions, self.calls)
         self.deployments = Deployments(database, clock, self.apps, self.functions, self.schedules)
         self._clock = clock
@@ -253,6 +255,7 @@ class Services:
         self.apps.fleet = self.containers
         self.calls.open_inputs.when_idle = self.apps.work_finished
         self.changes.when_rescaled.append(self.containers.rescaled)
+        self.changes.num_containers_of = self.pools.num_containers
         self.changes.offered_runtimes = self.workers.runtimes
         owners = (self.secrets.objects, self.dicts.objects, self.queues.objects, self.volumes)
         for owner in owners:
@@ -314,6 +317,8 @@ class Services:
         await self.apps.start()
         stack.push_async_callback(self.apps.close)
         stack.push_async_callback(self._clients.close)
+        self.log_retention.open()
+        stack.push_async_callback(self.log_retention.close)
         await self.schedules.open()
         stack.push_async_callback(self.schedules.close)
         self.containers.keep_warm()

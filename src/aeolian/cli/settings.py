@@ -49,6 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How many containers `native` may keep started ahead; 0: every start is cold."""
     drain_s: float = 60.0
     """How long running inputs may take to finish when everything is stopped."""
+    log_retention_days: float = 30.0
+    """How long output of apps is kept; 0 = for ever."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: LogFormat = "text"
     otlp_endpoint: str = ""

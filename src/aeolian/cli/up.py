@@ -60,6 +60,7 @@ def prepare(
     serve_network_without_tls: bool,
     max_standbys: int,
     drain_s: float,
+    log_retention_days: float,
     log_level: str,
     log_format: LogFormat,
     otlp_endpoint: str,
@@ -102,6 +103,7 @@ def prepare(
             tls_key=tls_key and tls_key.expanduser().absolute(),
             max_standbys=max_standbys,
             drain_s=drain_s,
+            log_retention_days=log_retention_days,
             log_level=log_level,  # type: ignore[arg-type]
             log_format=log_format,
             otlp_endpoint=otlp_endpoint,
@@ -254,6 +256,15 @@ async def _until_it_answers(settings: Settings) -> None:
     show_default=True,
     metavar="SECONDS",
     help="How long running inputs may take to finish after Ctrl-C.",
+)
+@click.option(
+    "--log-retention",
+    "log_retention_days",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    help="How long output of apps is kept; 0 = for ever.",
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option(

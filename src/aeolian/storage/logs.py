@@ -121,6 +121,31 @@ def has_end(connection: Connection, app_id: str, task_id: str) -> bool:
     return connection.execute(query.limit(1)).first() is not None
 
 
+def app_ids(connection: Connection) -> list[str]:
+    """Apps that have log lines."""
+    return list(connection.execute(sa.select(log_batches.c.app_id).distinct()).scalars())
+
+
+def older(app_id: str, before: float, keep_last: bool) -> sa.ColumnElement[bool]:
+    """The batches of an App that end before then; with `keep_last`, all but the one that its numbers go on from."""
+    found = sa.and_(log_batches.c.app_id == app_id, log_batches.c.last_at < before)
+    if not keep_last:
+        return found
+    other = log_batches.alias()
+    last = sa.select(sa.func.max(other.c.first_seq)).where(other.c.app_id == app_id).scalar_subquery()
+    return sa.and_(found, log_batches.c.first_seq < last)
+
+
+def delete_older(connection: Connection, app_id: str, before: float, keep_last: bool, limit: int) -> int:
+    """Delete up to `limit` of them; return how many."""
+    which = sa.select(log_batches.c.first_seq).where(older(app_id, before, keep_last))
+    seqs = list(connection.execute(which.order_by(log_batches.c.first_seq).limit(limit)).scalars())
+    if seqs:
+        mine = sa.and_(log_batches.c.app_id == app_id, log_batches.c.first_seq.in_(seqs))
+        connection.execute(log_batches.delete().where(mine))
+    return len(seqs)
+
+
 def _row(batch: LogBatch) -> dict:
     times = [line.at for line in batch.lines] or [batch.at]
     return {
