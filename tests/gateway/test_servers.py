@@ -20,8 +20,12 @@ class SomeServers:
     """Leases the containers of `tasks` in turn; an exception among them is raised."""
 
     def __init__(self):
-        self.tasks: list = ["ta-1"]
+        self.tasks: list = ["ta-1", "ta-2", "ta-3"]
         self.num_open = 0
+        self.dead: list[str] = []
+
+    def has_died(self, container) -> None:
+        self.dead.append(container.task_id)
 
     @contextlib.asynccontextmanager
     async def lease(self, function_id, app_id, avoid=()):
@@ -142,6 +146,14 @@ async def test_a_container_that_cannot_be_reached_is_passed_over(place):
     place.servers.tasks = ["ta-gone", "ta-1"]
     async with place.session.post("/", data=b"once") as reply:
         assert reply.status == 203 and reply.headers["X-Size"] == "4"
+    assert place.servers.dead == []
+
+
+async def test_a_container_whose_server_has_died_is_replaced(place):
+    place.config.port = 1
+    async with place.session.get("/") as reply:
+        assert reply.status == 502 and "refused" in await reply.text()
+    assert place.servers.dead == ["ta-1", "ta-2", "ta-3"]
 
 
 @pytest.mark.parametrize(

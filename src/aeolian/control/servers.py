@@ -35,6 +35,7 @@ class Servers:
     def __init__(self, clock: Clock, pools: Pools, containers: Containers):
         self._clock = clock
         self._pools = pools
+        self._containers = containers
         self._waiting: dict[str, deque[asyncio.Future[Container]]] = {}
         containers.when_started.append(self._started)
         containers.when_hopeless.append(self.fail_waiting)
@@ -60,6 +61,12 @@ class Servers:
             yield container
         finally:
             self._release(container, self._clock.monotonic() - began)
+
+    def has_died(self, container: Container) -> None:
+        """What served in it is gone, the container is not: another one takes its place."""
+        if container.state is ContainerState.RUNNING:
+            reason = "nothing accepts connections on its port any more"
+            self._containers.stop_container(container, drain=True, reason=reason)
 
     def fail_waiting(self, function_id: str, reason: str) -> None:
         """No container will come."""

@@ -7,7 +7,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from aeolian.domain.errors import Unavailable
-from aeolian.worker.ports import open_port
+from aeolian.worker.ports import PortRefused, open_port
 
 KEEPALIVE_S = 1.0
 """Servers close idle connections, some after 2 s: a request must not meet that."""
@@ -15,7 +15,11 @@ READ_BYTES = 256 << 10
 
 
 class NotReached(aiohttp.ClientConnectionError):
-    """Nothing was sent: another container may be tried."""
+    """Nothing was sent: another container may be tried. `is_refused`: nothing listens on the port of this one."""
+
+    def __init__(self, message: str, *, is_refused: bool):
+        super().__init__(message)
+        self.is_refused = is_refused
 
 
 class PortConnector(aiohttp.BaseConnector):
@@ -35,7 +39,7 @@ class PortConnector(aiohttp.BaseConnector):
         try:
             sock = await open_port(self._path, self._task_id, self._port)
         except Unavailable as error:
-            raise NotReached(error.message) from error
+            raise NotReached(error.message, is_refused=isinstance(error, PortRefused)) from error
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_unix_connection(self._factory, sock=sock)
         return protocol

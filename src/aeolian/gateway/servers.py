@@ -72,6 +72,8 @@ class ServerProxy:
                         return await self._pass_on(request, session, config.port)
                     except NotReached as error:
                         tried.add(container.task_id)
+                        if error.is_refused:
+                            self._servers.has_died(container)
                         if len(tried) >= MAX_TRIES:
                             return plain(502, f"the server's containers cannot be reached: {error}")
             except ResourceExhausted as error:

@@ -3,7 +3,7 @@
 ::
 
     server --{"task_id": …, "port": …}\n--> worker --> container
-           <--- "ok\n" or "no, because…\n" ---
+           <--- "ok\n", "refused, …\n" (nothing listens there) or "no, because…\n" ---
 
 After "ok" the connection is the container's. The socket lies in a folder that is closed to others, with mode 0600:
 who can open it is the server.
@@ -122,7 +122,9 @@ class ContainerPorts:
             where = _decode(question)
             sock = await self.connect(where.task_id, where.port)
         except (OSError, TimeoutError, msgspec.MsgspecError) as error:
-            asking.transport.write(f"no, {error or 'it did not answer'}\n".encode())
+            is_refused = isinstance(error, ConnectionRefusedError)
+            answer = f"{'refused' if is_refused else 'no'}, {error or 'it did not answer'}\n"
+            asking.transport.write(answer.encode())
             asking.transport.close()
             return
         loop = asyncio.get_running_loop()
@@ -192,8 +194,13 @@ class _Into(_End):
         super().connection_lost(error)
 
 
+class PortRefused(Unavailable):
+    """The container is there, and nothing listens on that port."""
+
+
 async def open_port(path: Path, task_id: str, port: int) -> socket.socket:
-    """The other side: a connected socket into a container. Raises Unavailable with the worker's reason."""
+    """The other side: a connected socket into a container. Raises Unavailable with the worker's reason, or
+    PortRefused."""
     loop = asyncio.get_running_loop()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
@@ -209,7 +216,8 @@ async def open_port(path: Path, task_id: str, port: int) -> socket.socket:
                     break
                 said += part
         if said != ACCEPTED:
-            raise Unavailable(f"port {port} of {task_id} cannot be reached: {said.decode('utf-8', 'replace').strip()}")
+            kind = PortRefused if said.startswith(b"refused") else Unavailable
+            raise kind(f"port {port} of {task_id} cannot be reached: {said.decode('utf-8', 'replace').strip()}")
     except (OSError, TimeoutError) as error:
         sock.close()
         raise Unavailable(
