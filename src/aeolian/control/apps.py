@@ -295,7 +295,7 @@ class Apps:
             description=description,
             tags=dict(tags),
             created_at=self._clock.now(),
-            created_by=caller.workspace,
+            created_by=caller.who,
         )
 
     async def _update(self, app: App) -> None:

@@ -84,7 +84,7 @@ class Deployments:
                 layout=layout,
                 deployment_type=DeploymentType.STAGED if asked.staged else DeploymentType.STANDARD,
                 deployed_at=self._clock.now(),
-                deployed_by=caller.workspace,
+                deployed_by=caller.who,
                 client_version=caller.sdk_version or asked.client_version,
                 deployment_tag=asked.deployment_tag,
                 commit_info=asked.commit_info,
@@ -180,7 +180,7 @@ class Deployments:
             source,
             deployment_type=kind,
             deployed_at=self._clock.now(),
-            deployed_by=caller.workspace,
+            deployed_by=caller.who,
             client_version=caller.sdk_version or source.client_version,
             source_version=source.version,
         )

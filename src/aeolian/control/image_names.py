@@ -61,7 +61,7 @@ class ImageNames:
             revision_id=new_id("image_revision"),
             created_at=now,
             updated_at=now,
-            published_by=caller.workspace,
+            published_by=caller.who,
         )
 
         def write(connection: Connection) -> str:

@@ -43,6 +43,11 @@ class Caller(msgspec.Struct, frozen=True):
     """A container that may do nothing but its own work (`restrict_modal_access`)."""
 
     @property
+    def who(self) -> str:
+        """As others are told who deployed or stopped something."""
+        return self.name or self.workspace
+
+    @property
     def is_container(self) -> bool:
         return bool(self.task_id)
 

@@ -86,7 +86,7 @@ class AppRpcs:
         return Empty()
 
     async def AppStop(self, request: api_pb2.AppStopRequest, caller: Caller) -> Empty:
-        await self._apps.stop(request.app_id, caller, by=caller.workspace)
+        await self._apps.stop(request.app_id, caller, by=caller.who)
         return Empty()
 
     async def AppSetTags(self, request: api_pb2.AppSetTagsRequest, caller: Caller) -> Empty:
