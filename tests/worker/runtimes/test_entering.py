@@ -112,9 +112,7 @@ async def test_a_signal_shows_in_the_exit_status(container):
 
 async def test_kill_ends_a_command_with_its_children_but_not_the_container(container):
     entered = await container.running.exec(Command(("sh", "-c", "sleep 600 & echo started; wait")))
-    while not (line := await asyncio.to_thread(_line, entered.stdout)):
-        pass
-    assert line == b"started\n"
+    assert await asyncio.to_thread(_line, entered.stdout) == b"started\n"
     entered.kill()
     code, _, _ = await ended(entered)  # its pipes are closed only when the last of them is dead
     assert code == 128 + signal.SIGKILL
@@ -132,4 +130,7 @@ async def test_commands_end_with_their_container(container):
 
 def _line(descriptor: int) -> bytes:
     os.set_blocking(descriptor, True)
-    return os.read(descriptor, 100)
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(descriptor, 1)):
+        line += byte
+    return line
