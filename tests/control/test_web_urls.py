@@ -158,6 +158,15 @@ async def test_a_port_that_another_program_has_is_passed_over(web, ports):
         assert one.functions.handle(function_id).web_url == "http://127.0.0.1:9910"
 
 
+async def test_an_app_that_comes_back_to_a_taken_port_gets_another(web, ports):
+    async with web() as one:
+        app_id, _, _ = await one.serve("shop")
+        await one.urls._app_ended(app_id)
+    ports.taken = {9910}
+    async with web() as one:
+        assert (await one.serve("shop"))[2] == "http://127.0.0.1:9911"
+
+
 async def test_an_app_that_comes_back_has_its_old_url(web):
     async with web() as one:
         app_id, function_id, url = await one.serve("shop")

@@ -145,7 +145,7 @@ class WebUrls:
                     continue
                 known = self._labels.get(name.label)
                 port = known.port if known is not None else 0
-                if not self._site.domain and not port:
+                if not self._site.domain and port not in self._at_port:
                     port = self._new_port()
                 labels.append(WebLabel(name.label, port, now))
                 claims.append(WebClaim(name.label, web.function_id, web.method_name, web.app_id, now))
