@@ -108,6 +108,18 @@ async def test_a_standby_serves_one_container_and_the_next_one_gets_another(from
     assert seeds[0] != seeds[1]
 
 
+async def test_containers_that_start_together_find_one_each_the_next_time(from_standbys):
+    for expected in (0, 2):
+        ends = await asyncio.gather(*(run(from_standbys, MINE) for _ in range(2)))
+        assert sum(json.loads(ended.stdout)["is_from_standby"] for ended in ends) == expected
+        await until_ready(from_standbys)
+
+
+async def test_an_image_can_be_prepared_before_its_first_container(from_standbys):
+    await from_standbys.runtime.prepare("im-small", own_version(), "2025.06")
+    assert json.loads((await run(from_standbys, MINE)).stdout)["is_from_standby"]
+
+
 async def test_a_start_that_finds_no_standby_is_cold_and_the_next_one_finds_one(from_standbys):
     assert not json.loads((await run(from_standbys, MINE)).stdout)["is_from_standby"]
     await until_ready(from_standbys)

@@ -9,12 +9,12 @@ Volume, no user code. When a container of its kind is to start, everything that 
     environment: the image's                       its variables, by a socket that is then closed
     waiting, the SDK imported      -------->       the SDK's entrypoint reads its arguments
 
-Each serves one container, so nothing is shared by two: not even a hash seed. One of each kind used lately is kept, up to
-a number; without one, or where it does not fit (standby_fit.py), a container starts cold, and the next finds one.
+Each serves one container, so nothing is shared by two: not even a hash seed. As many of a kind are kept as were started
+together lately, up to a number for all kinds; without one, or where it does not fit (standby_fit.py), a container starts
+cold, and the next finds one.
 """
 
 import asyncio
-import collections
 import itertools
 import json
 import logging
@@ -46,6 +46,7 @@ SETTLE_S = 0.1
 """After a start, before the next standby is made: it would take the CPU from the container that was just started."""
 MAX_SETTLE_S = 1.0
 READY_TIMEOUT_S = 120.0
+TELL_TIMEOUT_S = 10.0
 MAX_REPORT_BYTES = 1 << 20
 MAX_UNFIT = 1000
 SCRIPTS = tuple(Path(__file__).with_name(name) for name in ("standby_main.py", "preloaded.py"))
@@ -110,7 +111,8 @@ class Standby:
     async def tell(self, argv: Sequence[str], env: Mapping[str, str], cwd: str, *, is_entrypoint: bool) -> None:
         """Let it go on as the container that it has become."""
         request = {"argv": list(argv), "env": dict(env), "cwd": cwd, "is_entrypoint": is_entrypoint}
-        await asyncio.get_running_loop().sock_sendall(self.socket, json.dumps(request).encode() + b"\n")
+        data = json.dumps(request).encode() + b"\n"
+        await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(self.socket, data), TELL_TIMEOUT_S)
         self.socket.close()
 
     async def end(self) -> None:
@@ -155,9 +157,10 @@ class Standbys:
         self._max = max_standbys
         self._available_bytes = available_bytes
         self._kind_of = kind_of
-        self._standbys: collections.OrderedDict[Kind, Standby] = collections.OrderedDict()
-        """The least recently used kind first; some are not ready yet."""
-        self._wanted: dict[Kind, ContainerSpec] = {}
+        self._standbys: list[Standby] = []
+        """Those without an owner, the least recently used kind first; some are not ready yet."""
+        self._wanted: dict[Kind, tuple[ContainerSpec, int]] = {}
+        """How many of which kind."""
         self._unfit: dict[Kind, str] = {}
         self._taken: dict[str, Standby] = {}
         """By the container that has one."""
@@ -172,7 +175,7 @@ class Standbys:
 
     def all(self) -> list[Standby]:
         """Those without an owner, the least recently used first; some may not be ready yet."""
-        return list(self._standbys.values())
+        return list(self._standbys)
 
     # ---- as a hook of a container's start -------------------------------------------------------------------
 
@@ -186,16 +189,15 @@ class Standbys:
         kind = self._kind_of(start.spec, self._images.get(start.spec.image_id))
         if kind is None:
             return
-        standby = self._standbys.get(kind)
+        standby = next((it for it in self._standbys if it.kind == kind and it.report is not None), None)
         if standby is not None and standby.report is not None:
             targets = [mount.path for mount in start.spec.volumes]
             wanted = {**EVERYWHERE, **start.env}
             why_not = misfit(standby.report, standby.env_at_hook, wanted, start.layers, targets)
             if why_not:
                 log.debug("%s starts cold: %s", task_id, why_not)
-                self._standbys.move_to_end(kind)
                 return
-            del self._standbys[kind]
+            self._standbys.remove(standby)
             self._taken[task_id] = standby
             standby.taken.set_result(None)
             start.network_namespace = standby.start.network_namespace
@@ -212,11 +214,11 @@ class Standbys:
     # ---- having them ready ----------------------------------------------------------------------------------
 
     def want(self, kind: Kind, spec: ContainerSpec) -> None:
-        """Have one of this kind ready, soon."""
+        """Have one more of this kind ready, soon."""
         if not self._max or self._is_closed or kind in self._unfit:
             return
-        self._wanted.pop(kind, None)
-        self._wanted[kind] = spec
+        _, count = self._wanted.pop(kind, (spec, 0))
+        self._wanted[kind] = (spec, count + 1)
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._settled_at = loop.time() + MAX_SETTLE_S
@@ -229,9 +231,9 @@ class Standbys:
         kind = self._kind_of(spec, self._images.get(spec.image_id))
         if kind is None or not self._max or self._is_closed or kind in self._unfit:
             return
-        self._wanted[kind] = spec
+        self._wanted.setdefault(kind, (spec, 1))
         self._make_wanted()
-        if (standby := self._standbys.get(kind)) is not None:
+        if (standby := next((it for it in self._standbys if it.kind == kind), None)) is not None:
             await standby.is_settled.wait()
 
     async def close(self) -> None:
@@ -239,8 +241,7 @@ class Standbys:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for kind, standby in list(self._standbys.items()):
-            self._drop(kind, standby)
+        self._drop(self._standbys)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for standby in self._taken.values():
             await standby.dispose()
@@ -253,19 +254,17 @@ class Standbys:
         wanted, self._wanted = self._wanted, {}
         if self._available_bytes() < MIN_AVAILABLE_BYTES:
             log.info("the host is short of memory: no containers are started ahead")
-            for kind, standby in list(self._standbys.items()):
-                self._drop(kind, standby)
+            self._drop(self._standbys)
             return
-        for kind, spec in list(wanted.items())[-self._max :]:
-            for other, standby in list(self._standbys.items()):
-                if other.image_id == kind.image_id and other.image != kind.image:  # it was built again
-                    self._drop(other, standby)
-            if kind in self._standbys:
-                self._standbys.move_to_end(kind)
-                continue
-            while len(self._standbys) >= self._max:
-                self._drop(*next(iter(self._standbys.items())))
-            self._make(kind, spec)
+        for kind, (spec, count) in wanted.items():
+            self._drop(
+                [it for it in self._standbys if it.kind.image_id == kind.image_id and it.kind.image != kind.image]
+            )
+            self._standbys.sort(key=lambda standby: standby.kind == kind)
+            num_there = sum(standby.kind == kind for standby in self._standbys)
+            for _ in range(min(count, self._max) - num_there):
+                self._drop(self._standbys[: len(self._standbys) + 1 - self._max])
+                self._make(kind, spec)
 
     def _make(self, kind: Kind, spec: ContainerSpec) -> None:
         task_id = f"standby-{next(self._numbers)}"
@@ -285,14 +284,16 @@ class Standbys:
         )
         folder = self._containers / task_id
         start = Start(bare, folder, folder / "none", env=dict(bare.env), cwd=bare.cwd)
-        standby = self._standbys[kind] = self._by_start[task_id] = Standby(kind, start)
+        standby = self._by_start[task_id] = Standby(kind, start)
+        self._standbys.append(standby)
         standby.task = asyncio.create_task(self._live(standby), name=task_id)
         self._tasks.add(standby.task)
         standby.task.add_done_callback(self._tasks.discard)
 
-    def _drop(self, kind: Kind, standby: Standby) -> None:
-        del self._standbys[kind]
-        standby.task.cancel()
+    def _drop(self, standbys: Sequence[Standby]) -> None:
+        for standby in list(standbys):
+            self._standbys.remove(standby)
+            standby.task.cancel()
 
     async def _live(self, standby: Standby) -> None:
         """Prepare it, and keep it until it is taken; its owner until then."""
@@ -309,8 +310,8 @@ class Standbys:
             standby.is_settled.set()
             self._by_start.pop(standby.start.spec.task_id, None)
             if not standby.taken.done():
-                if self._standbys.get(standby.kind) is standby:
-                    del self._standbys[standby.kind]
+                if standby in self._standbys:
+                    self._standbys.remove(standby)
                 await standby.dispose()
 
     async def _prepare(self, standby: Standby) -> KeptContainer:

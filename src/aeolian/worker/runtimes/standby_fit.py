@@ -6,6 +6,7 @@ Volumes) would have changed that; else it starts cold. Pure but for looking into
 
 import fnmatch
 import os
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -109,22 +110,25 @@ def changed_variable(report: Report, prepared: Mapping[str, str], wanted: Mappin
 def hidden_module(report: Report, layers: Sequence[Path], targets: Iterable[str], home: str) -> str:
     """What lies where modules come from, and would have been imported instead."""
     modules = report.modules | SITE_MODULES
+    places = sorted(
+        {posixpath.normpath("/" + path.lstrip("/")) for path in report.path}
+    )  # whatever the image's Python says
     folders = [*SYSTEM_FOLDERS, *LOADER_FILES, f"{home.rstrip('/')}/.local/lib"]
     for layer in layers:
         for path in folders:
             if os.path.lexists(layer / path[1:]):
                 return f"a Mount has files in {path}"
-        for path in report.path:
+        for path in places:
             for name in _names_in(layer / path[1:]):
                 if name.partition(".")[0] in modules:
                     return f"a Mount has {path}/{name}, and the SDK imports a module of that name"
     for target in targets:
-        for path in (*folders, *report.path):
+        for path in (*folders, *places):
             if PurePosixPath(path).is_relative_to(target):
                 return f"{path} comes from a Volume"
-            if PurePosixPath(target).is_relative_to(path) and path not in report.path:
+            if PurePosixPath(target).is_relative_to(path) and path not in places:
                 return f"a Volume is mounted in {path}"
-        for path in report.path:
+        for path in places:
             if PurePosixPath(target).is_relative_to(path):
                 name = PurePosixPath(target).relative_to(path).parts[0]
                 if name.partition(".")[0] in modules:
