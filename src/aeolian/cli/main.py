@@ -17,6 +17,7 @@ COMMANDS = {
     "token": "aeolian.cli.token",
     "backup": "aeolian.cli.backup",
     "restore": "aeolian.cli.restore",
+    "gc": "aeolian.cli.gc",
     "quota": "aeolian.cli.quota",
     "audit": "aeolian.cli.audit",
     "doctor": "aeolian.cli.doctor",

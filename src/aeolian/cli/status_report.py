@@ -195,10 +195,10 @@ def _processes(record_path: Path) -> tuple[ProcessStatus, ...]:
 def _disk_use(data_dir: Path) -> dict[str, int]:
     """By entry of the data directory. What is mounted below it belongs to containers and is not counted again."""
     device, seen = data_dir.stat().st_dev, set[int]()
-    return {path.name: _bytes_below(path, device, seen) for path in sorted(data_dir.iterdir())}
+    return {path.name: bytes_below(path, device, seen) for path in sorted(data_dir.iterdir())}
 
 
-def _bytes_below(path: Path, device: int, seen: set[int]) -> int:
+def bytes_below(path: Path, device: int, seen: set[int]) -> int:
     """Blocks on `device`, each hard-linked file once; what disappears meanwhile counts nothing."""
     try:
         about = path.lstat()
@@ -208,7 +208,7 @@ def _bytes_below(path: Path, device: int, seen: set[int]) -> int:
         total = about.st_blocks * 512
         if path.is_dir() and not path.is_symlink():
             with os.scandir(path) as entries:
-                total += sum(_bytes_below(Path(entry.path), device, seen) for entry in entries)
+                total += sum(bytes_below(Path(entry.path), device, seen) for entry in entries)
         return total
     except OSError:
         return 0

@@ -52,6 +52,15 @@ def finished_since(connection: Connection, function_ids: Sequence[str], at: floa
     return list(connection.execute(query.order_by(containers.c.finished_at.desc()).limit(limit)))
 
 
+def uses_of_images(connection: Connection) -> list[Row]:
+    """(image_id, last_at): when a container of each image was there last."""
+    last_at = sa.func.max(
+        sa.case((containers.c.finished_at > 0, containers.c.finished_at), else_=containers.c.enqueued_at)
+    )
+    query = sa.select(containers.c.image_id, last_at.label("last_at")).group_by(containers.c.image_id)
+    return list(connection.execute(query))
+
+
 def latest(connection: Connection, limit: int) -> list[Row]:
     """Those asked for last, the latest first, ended or not."""
     return list(connection.execute(sa.select(containers).order_by(containers.c.enqueued_at.desc()).limit(limit)))

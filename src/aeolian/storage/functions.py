@@ -93,6 +93,14 @@ def get_function(connection: Connection, function_id: str) -> FunctionRow | None
     return None if row is None else FunctionRow(**row._mapping)
 
 
+def definitions_by_app(connection: Connection) -> Iterable[tuple[str, float, bytes]]:
+    """(App, when it was made, content) of every definition, read some at a time."""
+    query = sa.select(functions.c.app_id, function_definitions.c.created_at, function_definitions.c.content)
+    query = query.join(functions, functions.c.function_id == function_definitions.c.function_id)
+    for row in connection.execution_options(yield_per=50).execute(query):
+        yield row.app_id, row.created_at, row.content
+
+
 def names_of(connection: Connection, function_ids: Iterable[str]) -> dict[str, str]:
     """Function id -> name, of those that exist."""
     query = sa.select(functions.c.function_id, functions.c.name)

@@ -130,6 +130,16 @@ def get_many(connection: Connection, image_ids: Iterable[str]) -> list[Image]:
     return [_image(row) for row in connection.execute(query)]
 
 
+def list_all(connection: Connection) -> list[Image]:
+    return [_image(row) for row in connection.execute(sa.select(*_COLUMNS))]
+
+
+def named(connection: Connection) -> set[str]:
+    """Images that a name leads to, or led to in one of its revisions."""
+    both = sa.union(sa.select(image_tags.c.image_id), sa.select(image_revisions.c.image_id))
+    return set(connection.execute(both).scalars())
+
+
 def current(connection: Connection, recipe: str) -> Image | None:
     query = sa.select(*_COLUMNS).where(images.c.recipe == recipe, images.c.is_current)
     row = connection.execute(query).first()

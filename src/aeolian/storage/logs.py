@@ -136,6 +136,13 @@ def older(app_id: str, before: float, keep_last: bool) -> sa.ColumnElement[bool]
     return sa.and_(found, log_batches.c.first_seq < last)
 
 
+def count_older(connection: Connection, app_id: str, before: float, keep_last: bool) -> tuple[int, int]:
+    """How many of them there are, and how many bytes they have."""
+    what = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(sa.func.length(log_batches.c.lines)), 0))
+    num, num_bytes = connection.execute(what.where(older(app_id, before, keep_last))).one()
+    return num, num_bytes
+
+
 def delete_older(connection: Connection, app_id: str, before: float, keep_last: bool, limit: int) -> int:
     """Delete up to `limit` of them; return how many."""
     which = sa.select(log_batches.c.first_seq).where(older(app_id, before, keep_last))

@@ -17,6 +17,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -178,6 +179,27 @@ class ImageStore:
         finally:
             remove_tree(folder)
         return name
+
+    def unused_layers(self, before: float, without: Collection[str] = ()) -> list[str]:
+        """Layers of no image, `without` leaving those images out, that no step has made since then."""
+        needed = {EMPTY_LAYER}
+        for path in self.images_folder.glob("im-*.json"):
+            if path.stem not in without:
+                with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+                    needed.update(msgspec.json.decode(path.read_bytes(), type=StoredImage).layers)
+        for path in self._made_folder.iterdir():
+            if path.stat().st_mtime >= before:
+                needed.add(path.read_text())
+        layers = (path for path in self.layers_folder.iterdir() if not path.name.startswith("."))
+        return sorted(path.name for path in layers if path.name not in needed)
+
+    def delete_layers(self, names: Collection[str]) -> None:
+        """With what is known of the steps that made them. Nobody may use them: no worker runs."""
+        for path in list(self._made_folder.iterdir()):
+            if path.read_text() in names:
+                path.unlink()
+        for name in names:
+            remove_tree(self.layers_folder / name)
 
     def clear_leftovers(self) -> None:
         """What a killed builder left behind."""
