@@ -236,6 +236,17 @@ async def test_a_container_of_a_restricted_environment_stays_inside(tmp_path):
             assert (await server.call(name, dev.request(name), metadata=outside)).code is DENIED
 
 
+async def test_containers_are_shut_in_before_the_first_change_by_a_token_that_another_process_made(tmp_path):
+    async with whole_server(tmp_path) as server:
+        things = await Things("main").make(server)
+        main = server.services.environments.default.id
+        token_id, secret = await server.services.tokens.create("new", "local", roles={main: Role.CONTRIBUTOR})
+        token = (("x-modal-token-id", token_id), ("x-modal-token-secret", secret))
+        assert not server.services.environments.is_restricted(main)  # as it was a moment ago
+        assert (await server.call("DictClear", things.request("DictClear"), metadata=token)).code is OK
+        assert server.services.environments.is_restricted(main)
+
+
 async def test_what_was_done_and_refused_is_in_the_audit_trail_without_any_secret(tmp_path):
     async with whole_server(tmp_path) as server:
         made = api_pb2.SecretGetOrCreateRequest(

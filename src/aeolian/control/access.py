@@ -69,6 +69,11 @@ class Access:
             if roles.get(environment_id, Role.NO_ACCESS) < right:
                 raise PermissionDenied(self._refusal(caller, right, environment_id))
 
+    async def learn_of_restriction(self, environment_ids: Iterable[str]) -> None:
+        """Somebody with roles is about to change something there: maybe by a token that was made a moment ago."""
+        if not all(map(self._environments.is_restricted, environment_ids)):
+            await self._environments.refresh()
+
     def check_anywhere(self, caller: Caller, right: Right) -> None:
         assert caller.roles is not None
         if max(caller.roles.values(), default=Role.NO_ACCESS) < right:

@@ -68,10 +68,15 @@ class Environments:
     def by_id(self, environment_id: str) -> Environment | None:
         return next((one for one in self._by_name.values() if one.id == environment_id), None)
 
+    def id_of(self, name: str) -> str:
+        """ "" when there is none of that name."""
+        environment = self._by_name.get(name)
+        return environment.id if environment is not None else ""
+
     def is_restricted(self, environment_id: str) -> bool:
-        """Whether its containers stay inside."""
+        """Whether its containers stay inside. Those of one that is being deleted do."""
         environment = self.by_id(environment_id)
-        return environment is not None and environment.is_restricted
+        return environment is None or environment.is_restricted
 
     @property
     def may_be_outdated(self) -> bool:

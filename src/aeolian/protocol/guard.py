@@ -65,6 +65,8 @@ class Guard:
         if not homes:
             raise NotFound(f"{name}: what the request names does not exist")
         self._access.check(caller, right, homes)
+        if right is not Right.READ and not caller.is_container:
+            await self._access.learn_of_restriction(homes)
 
     async def where(self, name: str, request: Message, caller: Caller) -> str:
         """Names of the environments that the request is about, for the audit trail."""

@@ -256,7 +256,6 @@ class ContainerCallers:
         if self._environments.may_be_outdated:
             await self._environments.refresh()
         app = self._apps.known(container.app_id)
-        stays_inside = app is not None and self._environments.is_restricted(app.environment_id)
         return Caller(
             workspace=app.workspace if app is not None else self._workspace,
             task_id=task_id,
@@ -268,9 +267,14 @@ class ContainerCallers:
             client_type=3,
             idempotency_key=str(metadata.get("x-idempotency-key", "")),
             worker_id=container.worker_id,
-            roles={app.environment_id: Role.CONTRIBUTOR} if app is not None and stays_inside else None,
+            roles=self._roles(
+                app.environment_id if app is not None else self._environments.id_of(container.environment_name)
+            ),
             is_restricted=container.is_shut_off,
         )
+
+    def _roles(self, environment_id: str) -> dict[str, Role] | None:
+        return {environment_id: Role.CONTRIBUTOR} if self._environments.is_restricted(environment_id) else None
 
 
 def check_worker(metadata: dict[str, Any], token: str) -> None:
