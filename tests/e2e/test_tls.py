@@ -94,6 +94,38 @@ def test_without_tls_or_trust_nobody_is(served):
         urllib.request.urlopen(f"https://{address}/", timeout=5)
 
 
+ROUTER = """
+    import asyncio
+    import sys
+    from types import SimpleNamespace
+
+    from modal.exception import AuthError
+    from modal.sandbox._task_command_router_client import TaskCommandRouterClient
+
+    async def main():
+        async def fetch_access():
+            return SimpleNamespace(jwt="none", url=sys.argv[1])
+
+        for is_localhost in (False, True):
+            asked = SimpleNamespace(_is_localhost=is_localhost)
+            router = await TaskCommandRouterClient.connect(asked, "ta-1", fetch_access)
+            try:
+                await router.exec_poll("ta-1", "x")
+            except AuthError as error:
+                print("answered:", error)
+            await router.close()
+
+    asyncio.run(main())
+"""
+
+
+def test_the_command_router_is_reached_though_its_client_does_not_negotiate_http_2(served, tmp_path):
+    running, certificate = served
+    url = running.environment["MODAL_SERVER_URL"]
+    printed = running.python(ROUTER, tmp_path, args=(url,), env={"SSL_CERT_FILE": str(certificate)}, timeout_s=60)
+    assert printed.count("answered: this is no permission for commands") == 2, "checked, and unchecked on localhost"
+
+
 def test_a_killed_server_and_front_come_back_behind_tls(served):
     running, certificate = served
     environment = running.environment
