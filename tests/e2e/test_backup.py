@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from faults import client, kill_everything
+from faults import client
 from running import AEOLIAN, RunningAeolian, runtimes
 
 SERVICE = """
@@ -70,7 +70,7 @@ def test_what_was_backed_up_from_a_running_instance_works_after_it_is_restored_e
             printed = command("backup", str(tmp_path / "all.tar"), "--data-dir", str(first.data_dir))
             assert "missing" not in printed
     finally:
-        kill_everything(first)
+        first.stop()
     assert (tmp_path / "all.tar").stat().st_mode & 0o777 == 0o600
 
     restored = ("--data-dir", str(tmp_path / "second"))
