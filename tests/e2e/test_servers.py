@@ -21,6 +21,20 @@ import modal
 reached, output = modal.Function.from_name("servers-e2e", "look_without_network").remote(3 << 20)
 print(reached, len(output))
 """
+TUNNEL = """
+import socket
+import modal
+function = modal.Function.from_name("servers-e2e", "tunnel_to_a_server")
+queue = modal.Queue.from_name("tunnels", create_if_missing=True)
+for is_unencrypted in (True, False):
+    call = function.spawn(is_unencrypted)
+    host, port = queue.get(timeout=60)
+    with socket.create_connection((host, port), 20) as sock:
+        sock.sendall(b"world")
+        print(sock.recv(100).decode(), call.get(timeout=60))
+    with socket.socket() as sock:
+        print("closed" if sock.connect_ex((host, port)) else "still open")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +110,8 @@ def test_without_a_network_large_outputs_still_reach_the_caller(aeolian, urls, t
     assert size == str(3 << 20)
     if aeolian.runtime != "process":
         assert "unreachable" in reached
+
+
+def test_a_port_that_a_function_forwards_is_reached_until_it_ends(aeolian, urls, tmp_path):
+    """Without a certificate nothing ends TLS: what is meant to be encrypted arrives as it is sent."""
+    assert aeolian.python(TUNNEL, tmp_path).splitlines() == ["hello, world done", "closed"] * 2

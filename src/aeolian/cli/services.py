@@ -51,6 +51,7 @@ from aeolian.control.signed_urls import SignedUrls, load_key
 from aeolian.control.stats import Stats
 from aeolian.control.token_flows import TokenFlows
 from aeolian.control.tokens import Tokens
+from aeolian.control.tunnels import Tunnels
 from aeolian.control.url_tokens import UrlTokens
 from aeolian.control.volume_collector import VolumeCollector
 from aeolian.control.volume_commits import VolumeCommits
@@ -78,6 +79,7 @@ from aeolian.gateway.otlp import OtlpExporter
 from aeolian.gateway.proxy_auth import ProxyAuth
 from aeolian.gateway.servers import ServerProxy
 from aeolian.gateway.token_flows import TokenFlowPages
+from aeolian.gateway.tunnels import TunnelPorts, TunnelSocket
 from aeolian.gateway.volumes import VolumeRoutes
 from aeolian.protocol.apps import AppRpcs
 from aeolian.protocol.blobs import BlobRpcs
@@ -100,6 +102,7 @@ from aeolian.protocol.secrets import SecretRpcs
 from aeolian.protocol.servers import ServerRpcs
 from aeolian.protocol.stats import StatsRpcs
 from aeolian.protocol.token_flows import TokenFlowRpcs
+from aeolian.protocol.tunnels import TunnelRpcs
 from aeolian.protocol.volumes import VolumeRpcs
 from aeolian.protocol.worker_link import ContainerCallers, WorkerCalls, WorkerLinks, worker_token
 from aeolian.protocol.worker_volumes import WorkerVolumeCalls
@@ -218,6 +221,10 @@ class Services:
             MetricRoutes(self.metrics, self._authenticate_reader),
             TokenFlowPages(self.token_flows, self.audit),
         )
+        ports = TunnelPorts(self.listeners, settings.tunnels_socket)
+        self.tunnels = Tunnels(database, ports, has_certificate=settings.tls_certificate is not None)
+        self.tunnel_socket = TunnelSocket(settings.tunnels_socket, self.tunnels, settings.ports_socket)
+        self.containers.when_ended.append(self.tunnels.container_ended)
         self.servers = Servers(clock, self.pools, self.containers)
         self._url_tokens = UrlTokens(keys.load_or_create(settings.keys_dir, "url-tokens"), clock)
         self._clients = ContainerClients(settings.ports_socket)
@@ -299,6 +306,8 @@ class Services:
         await self.listeners.start()
         stack.callback(self.listeners.stop)
         await self.web_urls.load()
+        await self.tunnels.load()
+        stack.push_async_callback(self.tunnels.close)
         self.listeners.close_others()
         await self.blobs.open(self._clock, self._blobs_in_use)
         stack.push_async_callback(self.blobs.close)
@@ -307,6 +316,9 @@ class Services:
         self.history.open()
         stack.push_async_callback(self.history.close)
         await self.recovery.load()
+        await self.tunnels.drop_unknown(self.containers.get)
+        await self.tunnel_socket.start()
+        stack.push_async_callback(self.tunnel_socket.stop)
         stack.push_async_callback(self.containers.close)
         stack.callback(self.recovery.close)
         await self.images.open()
@@ -391,6 +403,7 @@ class Services:
                 self._access,
                 web_site(self._settings).host,
             ),
+            TunnelRpcs(self.tunnels, web_site(self._settings).host),
             VolumeRpcs(self.volumes, self.contents),
             PeopleRpcs(self.tokens, self.environments, self._clock),
             TokenFlowRpcs(self.token_flows, self._settings.http_url),

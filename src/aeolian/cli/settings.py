@@ -122,6 +122,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.run_dir / "worker.sock"
 
     @property
+    def tunnels_socket(self) -> Path:
+        """Where the front passes on what comes to tunnels."""
+        return self.run_dir / "tunnels.sock"
+
+    @property
     def ports_socket(self) -> Path:
         """Where the server asks the worker for connections to ports of its containers."""
         return self.run_dir / "ports.sock"
