@@ -65,6 +65,8 @@ def test_recent_calls_are_listed_with_what_became_of_them():
             assert [record.is_running for record in records] == [False, True, *[False] * 5]
             assert records[0].status == SUCCESS
             assert len(await history.recent("fu-1", ME, limit=3, **kwargs)) == 3
-            assert await history.count("fu-1", ME, since=0.0, until=1e12, bucket_s=1e12, variants=False) == [(0.0, 3)]
+            assert await history.count("fu-1", ME, since=0.0, until=1e12, bucket_s=1e12, variants=False) == [(0.0, 7)]
+            newest = await history.recent("fu-1", ME, limit=6, **{**kwargs, "newest": True})
+            assert [record.call_id for record in newest] == [*[queued.call_id] * 5, running.call_id]
 
     virtually(scenario())

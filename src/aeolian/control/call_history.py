@@ -1,6 +1,5 @@
 """What became of calls: the graph of who called whom, and lists for people to read."""
 
-from itertools import islice
 from typing import NamedTuple
 
 from aeolian.control.calls import Calls
@@ -8,11 +7,12 @@ from aeolian.control.functions import Functions
 from aeolian.domain.caller import Caller
 from aeolian.domain.calls import InputKey, Status
 from aeolian.storage import calls as storage
+from aeolian.storage import input_lists
 from aeolian.storage.database import Database
 
 MAX_GRAPH = 5000
 MAX_DEPTH = 50
-MAX_LISTED = 1000
+MAX_LISTED = 20_000
 
 
 class CallNode(NamedTuple):
@@ -89,43 +89,37 @@ class CallHistory:
     async def recent(
         self, function_id: str, caller: Caller, *, since: float, until: float, limit: int, newest: bool, variants: bool
     ) -> list[InputRecord]:
-        """Inputs of the calls made in a span of time, in order of their making."""
+        """Inputs made in a span of time, the oldest (or the newest) first."""
         ids = self._ids(function_id, caller, variants)
         limit = min(limit or MAX_LISTED, MAX_LISTED)
         await self._calls.flush()
 
         def read(connection):
-            rows = storage.calls_of_function(connection, ids, since, until, limit, newest=newest)
-            found: list = []
-            for row in rows:  # a map of a million inputs may be among them
-                found += storage.inputs_of_calls(connection, [row.call_id], limit - len(found))
-                if len(found) >= limit:
-                    break
-            return [row.call_id for row in rows], found
+            args = (connection, ids, since, until, limit)
+            return input_lists.finished_between(*args, newest=newest), input_lists.unfinished_between(
+                *args, newest=newest
+            )
 
-        call_ids, rows = await self._database.read(read)
-        records = [_finished(row) for row in rows]
-        for call_id in call_ids:
-            if (call := self._calls.living(call_id)) is not None:
-                records += [_unfinished(item) for item in islice(call.inputs.values(), limit)]
-        records.sort(key=lambda record: (record.created_at, record.call_id, record.idx))
-        return records[-limit:] if newest else records[:limit]
+        finished, unfinished = await self._database.read(read)
+        records = [_finished(row) for row in finished]
+        for row in unfinished:
+            call = self._calls.living(row.call_id)
+            if call is not None and (item := call.inputs.get(row.idx)) is not None:
+                records.append(_unfinished(item))
+        records.sort(key=lambda record: (record.created_at, record.call_id, record.idx), reverse=newest)
+        return records[:limit]
 
     async def count(
         self, function_id: str, caller: Caller, *, since: float, until: float, bucket_s: float, variants: bool
     ) -> list[tuple[float, int]]:
-        """(start of a bucket of time, calls made in it)."""
+        """(start of a bucket of time, inputs made in it)."""
         ids = self._ids(function_id, caller, variants)
         await self._calls.flush()
-        return await self._database.read(lambda c: storage.count_calls(c, ids, since, until, bucket_s))
+        return await self._database.read(lambda c: input_lists.count_inputs(c, ids, since, until, bucket_s))
 
     def _ids(self, function_id: str, caller: Caller, variants: bool) -> list[str]:
-        row = self._functions.row(function_id, caller)
-        if not variants:
-            return [function_id]
-        return [
-            id for id in self._functions.functions_of(row.app_id) if self._functions.base_function_id(id) == function_id
-        ] or [function_id]
+        self._functions.row(function_id, caller)
+        return self._functions.with_variants(function_id) if variants else [function_id]
 
 
 def _parent(row) -> str:

@@ -274,7 +274,12 @@ class Containers:
         was_stopping = container.stop is not None
         container.state = ContainerState.EXITED
         held = self._pools.drop(container)
-        self._history.end(container, exit, exit.reason or (container.stop.reason if container.stop else ""))
+        failed_by_itself = bool(task_result) and not exit.exit_code  # the SDK says so, and ends as if all were well
+        self._history.end(
+            container,
+            ExitStatus(exit_code=1) if failed_by_itself else exit,
+            exit.reason or (container.stop.reason if container.stop else ""),
+        )
         pool, last_words = self._pools.get(container.function_id), ""
         if pool is not None and not was_stopping and not is_lost and self.is_current(container):
             if container.started_at and self._clock.now() - container.started_at >= STABLE_S:

@@ -26,6 +26,7 @@ from aeolian.storage.database import Database
 from aeolian.storage.functions import DefinitionRow, FunctionRow
 
 MAX_PARAMS_BYTES = 2 << 20
+MAX_RANKED_VARIANTS = 2000
 
 
 class Dependencies(Protocol):
@@ -58,6 +59,8 @@ class FunctionChanges:
     ):
         self.when_rescaled: list[Callable[[str], None]] = []
         """Called with the id of a Function whose autoscaler settings were overridden."""
+        self.num_containers_of: Callable[[str], int] = lambda function_id: 0
+        """How many containers a Function (or a variant) has now."""
         self.offered_runtimes: Callable[[], Sequence[str]] = tuple
         """The names of runtimes that containers can have; empty: nobody can tell now."""
         self._database = database
@@ -230,6 +233,13 @@ class FunctionChanges:
         """Variants of a Function, the newest first."""
         base_id = self._functions.base_function_id(self._functions.row(function_id, caller).function_id)
         return await self._database.read(lambda c: storage.list_variants(c, base_id, before, limit))
+
+    async def busiest_variants(self, function_id: str, limit: int, caller: Caller) -> list[FunctionRow] | None:
+        """The variants with most containers, the newest of equals first. None: there are too many to be compared."""
+        rows = await self.list_variants(function_id, None, MAX_RANKED_VARIANTS + 1, caller)
+        if len(rows) > MAX_RANKED_VARIANTS:
+            return None
+        return sorted(rows, key=lambda row: -self.num_containers_of(row.function_id))[:limit]
 
     async def override_autoscaler(
         self, function_id: str, override: api_pb2.AutoscalerSettings, caller: Caller

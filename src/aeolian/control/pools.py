@@ -212,6 +212,10 @@ class Pools:
             return 0
         return pool.num_queued + sum(len(container.held) for container in pool.containers.values())
 
+    def num_containers(self, function_id: str) -> int:
+        pool = self._pools.get(function_id)
+        return len(pool.containers) if pool is not None else 0
+
     # ---- containers, as their lives see it --------------------------------------------------------------
 
     def add(self, container: Container) -> Pool:

@@ -68,14 +68,20 @@ class FunctionRpcs:
         self, request: api_pb2.FunctionListVariantsRequest, caller: Caller
     ) -> api_pb2.FunctionListVariantsResponse:
         limit = min(request.limit or MAX_VARIANTS_PAGE, MAX_VARIANTS_PAGE)
-        before = (request.cursor.created_before, request.cursor.function_id) if request.HasField("cursor") else None
-        rows = await self._changes.list_variants(request.function_id, before, limit, caller)
+        has_cursor = request.HasField("cursor")
         response = api_pb2.FunctionListVariantsResponse()
+        rows = None
+        if 0 < request.limit <= MAX_VARIANTS_PAGE and not has_cursor:
+            rows = await self._changes.busiest_variants(request.function_id, limit, caller)
+            response.ordered_by_task_count = rows is not None
+        if rows is None:
+            before = (request.cursor.created_before, request.cursor.function_id) if has_cursor else None
+            rows = await self._changes.list_variants(request.function_id, before, limit, caller)
         for row in rows:
             info = response.infos.add(function_id=row.function_id, serialized_params=row.serialized_params)
             if row.options:
                 info.function_options.ParseFromString(row.options)
-        if len(rows) == limit:
+        if len(rows) == limit and not response.ordered_by_task_count:
             response.next_cursor.created_before = rows[-1].created_at
             response.next_cursor.function_id = rows[-1].function_id
         return response

@@ -305,30 +305,6 @@ def graph_inputs(connection: Connection, call_ids: Sequence[str], limit: int) ->
     return found[:limit]
 
 
-def calls_of_function(
-    connection: Connection, function_ids: Sequence[str], since: float, until: float, limit: int, *, newest: bool
-) -> list[Row]:
-    query = sa.select(calls).where(
-        calls.c.function_id.in_(function_ids), calls.c.created_at >= since, calls.c.created_at < until
-    )
-    order = calls.c.created_at.desc() if newest else calls.c.created_at
-    return list(connection.execute(query.order_by(order).limit(limit)))
-
-
-def count_calls(
-    connection: Connection, function_ids: Sequence[str], since: float, until: float, bucket_s: float
-) -> list[tuple[float, int]]:
-    """(start of the bucket, number of calls), buckets without calls left out."""
-    bucket = sa.cast((calls.c.created_at - since) / bucket_s, sa.Integer)
-    query = (
-        sa.select(bucket.label("bucket"), sa.func.count())
-        .where(calls.c.function_id.in_(function_ids), calls.c.created_at >= since, calls.c.created_at < until)
-        .group_by(bucket)
-        .order_by(bucket)
-    )
-    return [(since + number * bucket_s, count) for number, count in connection.execute(query)]
-
-
 def inputs_of_calls(connection: Connection, call_ids: Sequence[str], limit: int | None = None) -> list[Row]:
     """Finished inputs: call id, index, status, task id, times. `limit`: of each portion of calls."""
     columns = [column for column in outputs.c if column.name not in ("item", "seq")]
