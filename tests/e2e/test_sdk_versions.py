@@ -21,7 +21,7 @@ def version(x):
     return modal.__version__, x
 
 
-@app.cls()
+@app.cls(restrict_modal_access=True)
 class Counter:
     start: int = modal.parameter(default=1)
 
@@ -47,7 +47,7 @@ if modal.__version__.startswith("1.4."):  # later ones refuse constructors
             return self.x, self.y
 
 
-@app.function()
+@app.function(restrict_modal_access=True)
 def numbers():
     yield from range(5)
 

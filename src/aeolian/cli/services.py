@@ -205,7 +205,9 @@ class Services:
         self._callers = ContainerCallers(
             self._token, self.containers, self.workers, self.apps, environments, workspace=settings.workspace
         )
-        self._access = access = Access(environments, homes(database, self.apps, self.calls, self.containers))
+        self._access = access = Access(
+            environments, homes(database, self.apps, self.functions, self.calls, self.containers)
+        )
         self.audit = AuditTrail(database, clock)
         self.token_flows = TokenFlows(self.tokens, clock)
         self.guard = Guard(access, self.audit, self._tickets.read_call)

@@ -4,6 +4,7 @@ from aeolian.control.access import Home
 from aeolian.control.apps import Apps
 from aeolian.control.calls import Calls
 from aeolian.control.containers import Containers
+from aeolian.control.functions import Functions
 from aeolian.domain.caller import Caller
 from aeolian.domain.calls import key_of
 from aeolian.storage import functions as functions_storage
@@ -11,7 +12,9 @@ from aeolian.storage import named_objects, volumes
 from aeolian.storage.database import Database
 
 
-def homes(database: Database, apps: Apps, calls: Calls, containers: Containers) -> dict[str, Home]:
+def homes(
+    database: Database, apps: Apps, functions: Functions, calls: Calls, containers: Containers
+) -> dict[str, Home]:
     """By the prefix of their ids."""
 
     async def app(app_id: str | None, caller: Caller) -> str | None:
@@ -19,6 +22,8 @@ def homes(database: Database, apps: Apps, calls: Calls, containers: Containers) 
         return found.environment_id if found is not None else None
 
     async def function(function_id: str, caller: Caller) -> str | None:
+        if functions.has(function_id):
+            return await app(functions.row(function_id).app_id, caller)
         row = await database.read(lambda c: functions_storage.get_function(c, function_id))
         return await app(row.app_id if row is not None else None, caller)
 

@@ -6,7 +6,7 @@ however deep, so that no RPC and no field can be forgotten.
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -61,7 +61,7 @@ class Guard:
         if rule.anywhere:
             self._access.check_anywhere(caller, right)
             return
-        homes = await self.homes(rule, request, caller)
+        homes = await self._homes(rule, request, caller, ids_in(request))
         if not homes:
             raise NotFound(f"{name}: what the request names does not exist")
         self._access.check(caller, right, homes)
@@ -71,7 +71,7 @@ class Guard:
     async def where(self, name: str, request: Message, caller: Caller) -> str:
         """Names of the environments that the request is about, for the audit trail."""
         try:
-            homes = await self.homes(RULES[name], request, caller)
+            homes = await self._homes(RULES[name], request, caller, itertools.islice(ids_in(request), MAX_TARGETS))
         except AeolianError:
             return ""
         return " ".join(sorted(filter(None, map(self._access.name_of, homes))))
@@ -86,12 +86,12 @@ class Guard:
         where = await self.where(name, request, caller)
         await self._trail.record(caller, name, where, _targets(request), "refused")
 
-    async def homes(self, rule: Rule, request: Message, caller: Caller) -> set[str]:
-        """Ids of the environments that the request is about."""
-        object_ids = list(ids_in(request))
+    async def _homes(self, rule: Rule, request: Message, caller: Caller, ids: Iterable[str]) -> set[str]:
+        """Ids of the environments that the request is about, by these of its ids."""
+        object_ids = list(dict.fromkeys(ids))
         if ticket := getattr(request, "function_call_jwt", ""):
             object_ids.append(self._call_of_ticket(ticket))
-        found = {await self._access.home_of(object_id, caller) for object_id in dict.fromkeys(object_ids)}
+        found = {await self._access.home_of(object_id, caller) for object_id in object_ids}
         for text in environment_names(rule, request, has_ids=bool(object_ids)):
             found.add(self._access.environment(text, caller))
         return {home for home in found if home is not None}
