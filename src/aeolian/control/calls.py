@@ -625,7 +625,8 @@ _FAULTS = frozenset(
 
 def _ended_by_itself(exit: ExitStatus) -> bool:
     """Whether what it ran is the reason, and not somebody outside."""
-    return not exit.reason and (exit.oom_killed or exit.exit_code >= 0 or -exit.exit_code in _FAULTS)
+    is_over_limit = exit.oom_killed or bool(exit.disk_full)
+    return not exit.reason and (is_over_limit or exit.exit_code >= 0 or -exit.exit_code in _FAULTS)
 
 
 def _lost(text: str) -> api_pb2.GenericResult:

@@ -10,6 +10,10 @@ def explain(task_id: str, exit: ExitStatus, last_lines: Sequence[str] = (), did:
     subject = f"container {task_id} {did}".rstrip()
     if exit.oom_killed:
         sentence = f"{subject} ran out of memory and was killed: ask for more with `memory=`"
+    elif exit.disk_full:
+        sentence = (
+            f"{subject} {exit.disk_full}, so it was killed: ask for more with `ephemeral_disk=`, or write to a Volume"
+        )
     elif exit.reason:
         sentence = f"{subject} ended: {exit.reason}"
     elif exit.exit_code < 0:

@@ -124,3 +124,5 @@ class ExitStatus(msgspec.Struct, frozen=True):
     oom_killed: bool = False
     reason: str = ""
     """Why the worker ended it, or why it could not start; "" when it ended by itself."""
+    disk_full: str = ""
+    """That it "wrote so much, and may write …": it was killed for it."""

@@ -42,6 +42,7 @@ from aeolian.domain.link import (
     Welcome,
 )
 from aeolian.worker.container import WorkerContainer
+from aeolian.worker.disk_watch import DEFAULT_MAX_BYTES, DiskWatch, Writer
 from aeolian.worker.execs.execs import Execs
 from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.images.store import StoredImage
@@ -127,6 +128,7 @@ class Agent:
         """Ends of builds, by build, that a server may not have heard of."""
         self.link = ServerLink(link_socket, rpc_socket, token, self._hello, self._carry_out, self._connected)
         self._logs = LogSender(self.link.send)
+        self._disk_watch = DiskWatch(containers_dir, self._writers)
         self._volume_rpcs = volume_rpcs
         self._ports: ContainerPorts | None = None
         self._execs = Execs(containers_dir.with_name("execs"))
@@ -145,6 +147,7 @@ class Agent:
             mode=0o700, parents=True, exist_ok=True
         )  # arguments may hold what others must not read
         await self._execs.open()
+        self._disk_watch.open()
         self.link.open()
 
     async def close(self, drain_s: float) -> None:
@@ -164,6 +167,7 @@ class Agent:
                     container.stop(StopContainer(container.task_id, graceful=False))
                 await asyncio.wait(late, timeout=KILL_WAIT_S)
         await self._execs.close()
+        await self._disk_watch.close()
         behind = [*(running.task for running in self._builds.values()), *self._preparing.values(), *self._asked]
         for task in behind:
             task.cancel()
@@ -273,6 +277,14 @@ class Agent:
 
     def _refuse(self, spec: ContainerSpec, exit: ExitStatus) -> None:
         self._send(ContainerChanged(spec.task_id, ContainerState.EXITED.value, time.time(), exit=exit))
+
+    def _writers(self) -> list[Writer]:
+        found = []
+        for container in self._containers.values():
+            if (folder := container.written) is not None:
+                max_bytes = container.spec.resources.ephemeral_disk_mb << 20 or DEFAULT_MAX_BYTES
+                found.append(Writer(container.task_id, folder, max_bytes, container.fill_disk))
+        return found
 
     def has_running(self, task_id: str) -> bool:
         return task_id in self._containers

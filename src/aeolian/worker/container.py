@@ -74,6 +74,9 @@ class WorkerContainer:
         self._running: RunningContainer | None = None
         self._stop_reason = ""
         self._is_killed = False
+        self._has_filled_disk = ""
+        """What it wrote too much, in words."""
+        self._start: Start | None = None
         self._has_said_hello = False
         self._task_result = b""
         self._timers: list[asyncio.TimerHandle] = []
@@ -197,6 +200,7 @@ class WorkerContainer:
         try:
             self._move_to(ContainerState.STARTING)
             start = Start(self.spec, self._folder, self._socket_path(), env=dict(self.spec.env), cwd=self.spec.cwd)
+            self._start = start
             server = ContainerServer(str(start.socket_path), self._service)
             timings, hooks = await self._prepare(start, server)
             self._move_to(ContainerState.STARTING, hooks=tuple(timings))
@@ -270,7 +274,9 @@ class WorkerContainer:
         finally:
             pumping.cancel()
             await running.release()
-        if self._stop_reason and not exit.reason:
+        if self._has_filled_disk:
+            exit = ExitStatus(exit.exit_code, disk_full=self._has_filled_disk)
+        elif self._stop_reason and not exit.reason:
             exit = ExitStatus(exit.exit_code, exit.oom_killed, self._stop_reason)
         return exit
 
@@ -328,6 +334,20 @@ class WorkerContainer:
         self._pump.say(f"this container is ended: {reason}")
         self._inputs.drain()
         self._interrupt(5.0)
+
+    def fill_disk(self, what: str) -> None:
+        """It has written too much: it ends at once."""
+        self._has_filled_disk = self._has_filled_disk or what
+        self._pump.say(f"this container is ended: it {what}")
+        self._inputs.drain()
+        self._kill()
+
+    @property
+    def written(self) -> Path | None:
+        """Where the files lie that it writes, while it runs."""
+        return (
+            self._start.upper if self._start is not None and self._running is not None and not self._is_over else None
+        )
 
     def _start_timed_out(self) -> None:
         self._stop_reason = f"it was not ready after {self.spec.startup_timeout_s:g} s (`startup_timeout`)"
