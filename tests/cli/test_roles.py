@@ -266,3 +266,6 @@ async def test_what_was_done_and_refused_is_in_the_audit_trail_without_any_secre
         assert secret_id in entries[0].target and "keys" in entries[0].target
         assert "t0psecret" not in repr(entries)
         assert [one.result for one in await server.services.audit.entries(of=token[0][1])] == ["refused"]
+        app_id, function_id = await server.deploy("app", "greet")
+        created = next(one for one in await server.services.audit.entries() if one.action == "FunctionCreate")
+        assert created.target == f"greet {app_id} {function_id}"

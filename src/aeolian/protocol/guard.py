@@ -39,6 +39,9 @@ NAMES = (
 )
 """Fields whose text the audit trail shows."""
 MAX_TARGETS = 5
+MAX_LOOKED_AT = 50
+PARTS = ("mo-", "im-")
+"""Ids of mounts and images, which say little beside others."""
 
 
 class Guard:
@@ -169,10 +172,15 @@ def is_id(field_name: str) -> bool:
 
 
 def _targets(request: Message) -> list[str]:
+    """Names and ids of what the request is about: a few, and not what that is made of."""
     known = request.DESCRIPTOR.fields_by_name
     names = [getattr(request, name) for name in NAMES if name in known]
+    if "function" in known and request.HasField("function"):
+        names.append(request.function.function_name)  # type: ignore[attr-defined]
     found = [text for text in names if isinstance(text, str) and text]
-    return list(dict.fromkeys([*found, *itertools.islice(ids_in(request), MAX_TARGETS)]))
+    ids = list(itertools.islice(ids_in(request), MAX_LOOKED_AT))
+    chief = [text for text in ids if not text.startswith(PARTS)] or ids
+    return list(dict.fromkeys([*found, *chief[:MAX_TARGETS]]))
 
 
 def _made(reply: Message) -> list[str]:
