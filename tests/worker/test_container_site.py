@@ -43,3 +43,17 @@ def test_an_exception_keeps_its_causes_on_the_way_to_the_caller(tmp_path):
         [sys.executable, "-c", RAISES], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
     )
     assert done.stdout == "all is well\n", done.stderr
+
+
+ADDRESS = """
+from modal._runtime import asgi
+print(asgi.get_ip_address(b"lo"), asgi.get_ip_address(b"no-such-one"))
+"""
+
+
+def test_a_web_server_is_looked_for_on_the_loopback_where_there_is_no_eth0(tmp_path):
+    shutil.copyfile(container_site.__file__, tmp_path / "sitecustomize.py")
+    done = subprocess.run(
+        [sys.executable, "-c", ADDRESS], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "127.0.0.1 127.0.0.1\n", done.stderr

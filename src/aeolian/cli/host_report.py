@@ -23,6 +23,7 @@ from aeolian.worker.cgroups import CgroupKind, Cgroups
 from aeolian.worker.images.apt_sources import configured_uris, find_archive
 from aeolian.worker.images.overlay_files import remove_tree
 from aeolian.worker.interpreters import find_interpreters
+from aeolian.worker.networks.bridge import missing_packages, problem_here
 from aeolian.worker.package_index import installer_env
 from aeolian.worker.runtimes.process import find_capabilities
 from aeolian.worker.runtimes.selection import RUNTIMES, Offer, find_offer
@@ -131,7 +132,17 @@ async def _kernel(place: Path) -> list[Finding]:
         remedy = "put the data directory on a disk of ext4, xfs or btrfs"
         found.append(Finding("kernel", "overlayfs", "cannot be mounted on the data directory's disk", True, remedy))
     found.append(await asyncio.to_thread(_user_namespaces))
+    found.append(_networks())
     return found
+
+
+def _networks() -> Finding:
+    """Whether containers of `native` and `gvisor` get networks of their own."""
+    problem, packages = problem_here(), missing_packages()
+    if not problem:
+        return Finding("kernel", "networks", "each isolated container has one of its own")
+    remedy = f"apt install {' '.join(packages)}" if packages else "run Aeolian as root, on Linux"
+    return Finding("kernel", "networks", f"containers share this host's: {problem}", True, remedy)
 
 
 def _user_namespaces() -> Finding:

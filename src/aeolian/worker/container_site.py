@@ -2,6 +2,7 @@
 
 The SDK's dependencies come last on the path, so that packages of the image win. And an exception that a Function
 raises keeps its cause on the way to the caller: the SDK pickles it, and pickled exceptions forget `__cause__`.
+A `web_server` is found where there is no `eth0`: containers that share the host's network find it on the loopback.
 """
 
 import sys
@@ -10,11 +11,14 @@ from importlib.machinery import PathFinder
 DEPENDENCIES = "/__modal/deps"
 
 
-class KeepCauses:
-    """Finds the SDK's module that pickles exceptions, once, and changes how it does."""
+class Change:
+    """Finds one module of the SDK, once, and changes it when it has been executed."""
+
+    def __init__(self, name, change):
+        self.name, self.change = name, change
 
     def find_spec(self, name, path=None, target=None):
-        if name != "modal._serialization":
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path, target)
@@ -23,12 +27,31 @@ class KeepCauses:
 
             def exec_module(module):
                 execute(module)
-                pickle_exception = getattr(module, "pickle_exception", None)
-                if pickle_exception is not None:
-                    module.pickle_exception = lambda error: pickle_exception(with_causes(error, module.serialize))
+                self.change(module)
 
             spec.loader.exec_module = exec_module
         return spec
+
+
+def keep_causes(module):
+    """Of `modal._serialization`."""
+    pickle_exception = getattr(module, "pickle_exception", None)
+    if pickle_exception is not None:
+        module.pickle_exception = lambda error: pickle_exception(with_causes(error, module.serialize))
+
+
+def find_an_address(module):
+    """Of `modal._runtime.asgi`: it asks for the address of `eth0`, which hosts do not always have."""
+    address_of = getattr(module, "get_ip_address", None)
+
+    def get_ip_address(interface):
+        try:
+            return address_of(interface)
+        except OSError:
+            return "127.0.0.1"
+
+    if address_of is not None:
+        module.get_ip_address = get_ip_address
 
 
 def with_causes(error, serialize):
@@ -48,4 +71,5 @@ def with_causes(error, serialize):
 
 if __name__ == "sitecustomize":
     sys.path.append(DEPENDENCIES)
-    sys.meta_path.insert(0, KeepCauses())
+    sys.meta_path.insert(0, Change("modal._serialization", keep_causes))
+    sys.meta_path.insert(0, Change("modal._runtime.asgi", find_an_address))
