@@ -19,6 +19,7 @@ from aeolian.cli.exit_status import errors_end_the_process
 from aeolian.cli.front import raise_file_limit, tls_context
 from aeolian.cli.settings import Settings, load
 from aeolian.domain.errors import FailedPrecondition, Unavailable
+from aeolian.domain.web import MAX_PORTS
 from aeolian.storage.files import ContentStore
 from aeolian.worker.agent import Agent
 from aeolian.worker.hooks.mounts import MountsHook, MountTrees
@@ -67,6 +68,7 @@ async def serve(settings: Settings) -> None:
         gateway.port or settings.http_port,
         settings.http_socket,
         tls_context(settings, ["http/1.1"]),
+        f"{settings.web_port}-{min(settings.web_port + MAX_PORTS, 65_536) - 1}" if settings.web_port else "",
     )
     networks = Networks(data_dir, offered)
     runtime, *other_runtimes = await _runtimes(settings, images, sdk, layers, [VolumesHook(volumes)], networks)

@@ -29,7 +29,7 @@ from aeolian.domain.apps import AppState
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import AeolianError, ResourceExhausted
-from aeolian.domain.web import Site
+from aeolian.domain.web import MAX_PORTS, Site
 from aeolian.storage import web_urls as storage
 from aeolian.storage.database import Database
 from aeolian.storage.web_urls import WebClaim, WebLabel
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 MAX_LABEL_LENGTH = 63
 """Of a part of a host name (RFC 1035)."""
 HASH_LENGTH = 6
-MAX_PORTS = 2000
 FORGET_S = 30 * 24 * 3600.0
 """How long a label that nobody has any more keeps its port."""
 DEFAULT_DEV_SUFFIX = "dev"

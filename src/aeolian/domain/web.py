@@ -2,6 +2,9 @@
 
 import msgspec
 
+MAX_PORTS = 2000
+"""Of web functions without a domain."""
+
 
 class Site(msgspec.Struct, frozen=True):
     """How clients reach web functions: below `domain`, or where there is none at ports of `host` from `first_port`."""

@@ -35,7 +35,7 @@ def test_the_hosts_end_is_no_address_of_a_container():
 
 
 def test_what_the_host_offers_is_let_through_before_the_rest_is_refused():
-    lines = rules(Bridge("aeo1", "10.1.16.0/20"), [("192.0.2.2", 9901)]).splitlines()
+    lines = rules(Bridge("aeo1", "10.1.16.0/20"), [("192.0.2.2", "9901"), ("192.0.2.2", "9910-9999")]).splitlines()
     input_chain = lines[lines.index("chain input {") :]
     offered = input_chain.index('iifname "aeo1" ip daddr 192.0.2.2 tcp dport 9901 accept')
     assert offered < input_chain.index('iifname "aeo1" reject with icmpx admin-prohibited')

@@ -66,11 +66,11 @@ def missing_packages() -> list[str]:
     return [package for program, package in ((IP, "iproute2"), (NFT, "nftables")) if shutil.which(program) is None]
 
 
-def set_up(name: str, avoid: Iterable[str], host_ports: Sequence[tuple[str, int]]) -> Bridge:
+def set_up(name: str, avoid: Iterable[str], host_ports: Sequence[tuple[str, str]]) -> Bridge:
     """Make the bridge and its rules anew. Raises OSError with what the host said.
 
     `avoid`: addresses that containers must reach, so they cannot be theirs. `host_ports`: addresses and TCP ports
-    of the host that containers may connect to; all others are closed to them.
+    (`80`, `9910-9999`) of the host that containers may connect to; all others are closed to them.
     """
     remove(name)
     bridge = Bridge(name, str(free_subnet(name, [*_routed(), *avoid])))
@@ -95,7 +95,7 @@ def remove(name: str) -> None:
             continue
 
 
-def rules(bridge: Bridge, host_ports: Sequence[tuple[str, int]]) -> str:
+def rules(bridge: Bridge, host_ports: Sequence[tuple[str, str]]) -> str:
     """Containers reach the outside, but neither one another nor the host; nobody outside reaches them.
 
     Link-local addresses are those of a cloud's metadata, credentials of the host among them; its resolver may be there.

@@ -44,6 +44,8 @@ class Offered(NamedTuple):
     port: int
     destination: Path
     tls: ssl.SSLContext | None = None
+    other_ports: str = ""
+    """Of web functions (`9910-11909`), at the same address; those of a loopback are the container's own."""
 
 
 class Network(NamedTuple):
@@ -92,7 +94,8 @@ class Networks:
             found = await loop.getaddrinfo(self._offered.host, None, family=socket.AF_INET)
             self._address = found[0][4][0]
         known = await asyncio.to_thread(resolvers.find)
-        host_ports = [(self._address, self._offered.port)] if self._address else []
+        offered = [str(self._offered.port), self._offered.other_ports]
+        host_ports = [(self._address, ports) for ports in offered if ports and self._address]
         avoid = [*known.servers, *(host for host, _ in host_ports)]
         self._bridge = await asyncio.to_thread(bridges.set_up, self.name, avoid, host_ports)
         self._free.extend(self._bridge.addresses())
