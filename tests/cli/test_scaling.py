@@ -50,6 +50,19 @@ async def spawn(server: WholeServer, function_id: str, count: int) -> None:
     assert (await server.call("FunctionMap", request)).code is grpc.StatusCode.OK
 
 
+async def publish_again(server: WholeServer, app_id: str, function_id: str) -> None:
+    """As `modal deploy` of an App in which nothing has changed."""
+    known = (await server.call("FunctionGetById", api_pb2.FunctionGetByIdRequest(function_id=function_id))).message
+    request = api_pb2.AppPublishRequest(
+        app_id=app_id,
+        name="app",
+        app_state=api_pb2.APP_STATE_DEPLOYED,
+        function_ids={"f": function_id},
+        definition_ids={function_id: known.handle_metadata.definition_id},
+    )
+    assert (await server.call("AppPublish", request)).code is grpc.StatusCode.OK
+
+
 async def test_overrides_add_up_and_say_whose_they_are(server):
     _, function_id = await server.deploy()
     await update(server, function_id, max_containers=7)
@@ -66,7 +79,7 @@ async def test_overrides_add_up_and_say_whose_they_are(server):
 
 async def test_overrides_survive_a_restart_and_end_with_the_next_deployment(data_dir):
     async with whole_server(data_dir) as server:
-        _, function_id = await server.deploy()
+        app_id, function_id = await server.deploy()
         await update(server, function_id, min_containers=1, scaledown_window=9)
     async with whole_server(data_dir) as server:
         worker = await server.worker()
@@ -74,7 +87,7 @@ async def test_overrides_survive_a_restart_and_end_with_the_next_deployment(data
         assert (found.settings.min_containers, found.settings.scaledown_window) == (1, 9)
         assert "min_containers" in found.override_events
         await worker.started()  # although nobody calls it
-        await server.deploy()
+        await publish_again(server, app_id, function_id)
         found = await configuration(server, function_id)
         assert (found.settings.min_containers, found.settings.scaledown_window) == (0, 60)
         assert not found.override_events

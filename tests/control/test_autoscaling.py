@@ -136,3 +136,18 @@ def test_a_lowered_maximum_ends_containers_although_inputs_wait():
             assert len(scaled.starter.stopped) == 2
 
     virtually(scenario())
+
+
+def test_a_reserve_takes_no_room_from_others():
+    async def scenario():
+        async with Scaled(buffer_containers=1) as scaled:
+            scaled.starter.room = 1
+            await scaled.cluster.spawn()
+            await asyncio.sleep(3)
+            assert len(scaled.starter.started) == 1
+            assert scaled.starter.room_made_for == []
+            await scaled.cluster.spawn()
+            await asyncio.sleep(3)
+            assert set(scaled.starter.room_made_for) == {"fu-1"}
+
+    virtually(scenario())

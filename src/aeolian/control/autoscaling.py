@@ -85,8 +85,8 @@ class Autoscaling:
                 self._containers.stop_container(container, drain=True, reason=reason)
         started = self._containers.start(pool, settings, plan.start)
         is_crowded = started < plan.start
-        if is_crowded:
-            self._containers.make_room(pool, settings)
+        if is_crowded and (pool.num_queued or len(pool.containers) < limits.min_containers):
+            self._containers.make_room(pool, settings)  # a mere reserve does not take the place of others
         if self.quotas is not None:
             self.quotas.held_back(pool, settings, room if plan.num_held_back else None)
         pool.is_denied = is_crowded or plan.num_held_back > 0

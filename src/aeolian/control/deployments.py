@@ -168,7 +168,7 @@ class Deployments:
     async def _is_same(self, app: App, changed: App, layout: Layout, asked: Publication) -> bool:
         if asked.staged or layout != self._functions.layout(app.app_id) or changed != app or not app.version:
             return False
-        if not self._schedules.are_followed(app, layout):
+        if not self._schedules.are_followed(app, layout) or self._functions.overridden_in(app.app_id):
             return False
         if not asked.deployment_tag:
             return True
