@@ -69,3 +69,56 @@ def test_a_link_to_another_controller_is_no_hierarchy_of_its_own(tmp_path):
     cgroups = v1(tmp_path)
     (tmp_path / "cpuacct").symlink_to("cpu")
     assert sorted(folder.name for folder in cgroups.hierarchies()) == ["cpu", "memory", "pids"]
+
+
+LIMITS = {
+    "cpu": {"shares": 2048, "quota": 150_000, "period": 100_000},
+    "memory": {"limit": 200 << 20, "swap": 200 << 20},
+    "pids": {"limit": 16_384},
+}
+
+
+def test_a_group_of_v1_gets_its_limits_in_the_folder_of_each_controller(tmp_path):
+    v1(tmp_path).create("/a/ta-1", LIMITS)
+    written = {
+        str(path.relative_to(tmp_path)): path.read_text()
+        for name in ("cpu", "memory", "pids")
+        for path in (tmp_path / name / "a/ta-1").iterdir()
+    }
+    assert written == {
+        "cpu/a/ta-1/cpu.shares": "2048",
+        "cpu/a/ta-1/cpu.cfs_period_us": "100000",
+        "cpu/a/ta-1/cpu.cfs_quota_us": "150000",
+        "memory/a/ta-1/memory.limit_in_bytes": "209715200",
+        "memory/a/ta-1/memory.memsw.limit_in_bytes": "209715200",
+        "pids/a/ta-1/pids.max": "16384",
+    }
+
+
+def test_a_group_of_v2_gets_its_controllers_from_those_above_and_a_weight_for_its_share(tmp_path):
+    tree(tmp_path, {"cgroup.controllers": "cpu memory pids\n"}).create("/a/ta-1", LIMITS)
+    written = {path.name: path.read_text() for path in (tmp_path / "a/ta-1").iterdir()}
+    assert written == {
+        "cpu.weight": "79",
+        "cpu.max": "150000 100000",
+        "memory.max": "209715200",
+        "memory.swap.max": "0",
+        "pids.max": "16384",
+    }
+    assert (tmp_path / "cgroup.subtree_control").exists() and (tmp_path / "a/cgroup.subtree_control").exists()
+
+
+def test_what_is_not_limited_is_not_written(tmp_path):
+    limits = {"cpu": {"shares": 2}, "pids": {"limit": 10}}
+    v1(tmp_path / "v1").create("/a", limits)
+    assert not list((tmp_path / "v1/memory/a").iterdir())
+    tree(tmp_path / "v2", {"cgroup.controllers": "cpu memory pids\n"}).create("/a", limits)
+    assert {path.name for path in (tmp_path / "v2/a").iterdir()} == {"cpu.weight", "pids.max"}
+
+
+@pytest.mark.parametrize("is_unified", [False, True])
+def test_a_process_joins_its_group_everywhere(tmp_path, is_unified):
+    cgroups = tree(tmp_path, {"cgroup.controllers": ""}) if is_unified else v1(tmp_path)
+    cgroups.create("/a/ta-1", LIMITS)
+    cgroups.join("/a/ta-1", 42)
+    assert cgroups.process_ids("/a/ta-1") == {42}
