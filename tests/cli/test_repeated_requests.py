@@ -243,6 +243,11 @@ async def delete_token(server):
     return api_pb2.TokenDeleteRequest(token_id=token_id)
 
 
+async def delete_service_user(server):
+    await server.call("ServiceUserCreate", api_pb2.ServiceUserCreateRequest(name="bot"))
+    return api_pb2.ServiceUserDeleteRequest(service_user_name="bot")
+
+
 async def publish_image(server):
     return api_pb2.ImagePublishRequest(image_id=await an_image(server), tag="mine:1")
 
@@ -299,6 +304,8 @@ CASES = [
     Case("EnvironmentUpdate", update_environment),
     Case("EnvironmentDelete", delete_environment),
     Case("TokenDelete", delete_token),
+    Case("ServiceUserCreate", ready(api_pb2.ServiceUserCreateRequest(name="bot"))),
+    Case("ServiceUserDelete", delete_service_user),
     Case("ImagePublish", publish_image),
     Case("ImageNameDelete", delete_image_name),
     Case("ImageDelete", delete_image),
@@ -323,7 +330,8 @@ async def test_a_request_that_is_repeated_after_a_restart_gets_the_same_reply(da
 def test_whatever_is_repeated_is_tried():
     without_harm = {
         "AppPromote", "AppRollback", "AppRollover",  # as AppPublish
-        "BlobCreate", "ClassCreate", "ContainerStop", "EnvironmentGetOrCreate", "FunctionCallPutDataOut",
+        "BlobCreate", "ClassCreate", "ContainerStop", "EnvironmentGetOrCreate", "EnvironmentRoleSet",
+        "FunctionCallPutDataOut",
         "ImageGetOrCreate", "MountGetOrCreate", "MountPutFile", "TaskResult", "TokenDisable", "TokenEnable",
         "TokenFlowCreate", "VolumeCommit", "VolumeCopyFiles", "VolumeCopyFiles2", "VolumePutFiles", "VolumePutFiles2",
         "VolumeRemoveFile",

@@ -188,6 +188,16 @@ async def test_ids_of_another_environment_are_found_wherever_a_request_hides_the
         assert (await server.call("FunctionRetryInputs", retried, metadata=token)).code is DENIED
 
 
+async def test_whoever_has_deleted_something_is_told_so_again_after_a_restart(tmp_path):
+    async with whole_server(tmp_path) as server:
+        things = await Things("main").make(server)
+        token, delete = await token_with(server, main=Role.CONTRIBUTOR), things.request("DictDelete")
+        assert (await server.call("DictDelete", delete, metadata=token, key="key-1")).code is OK
+    async with whole_server(tmp_path) as server:
+        assert (await server.call("DictDelete", delete, metadata=token, key="key-1")).code is OK
+        assert (await server.call("DictDelete", delete, metadata=token, key="key-2")).code is ABSENT
+
+
 async def test_each_role_may_do_what_it_is_for(tmp_path):
     async with whole_server(tmp_path) as server:
         things = await Things("main").make(server)

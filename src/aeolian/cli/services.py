@@ -206,7 +206,7 @@ class Services:
             self._token, self.containers, self.workers, self.apps, environments, workspace=settings.workspace
         )
         self._access = access = Access(
-            environments, homes(database, self.apps, self.functions, self.calls, self.containers)
+            database, environments, homes(database, self.apps, self.functions, self.calls, self.containers)
         )
         self.audit = AuditTrail(database, clock)
         self.token_flows = TokenFlows(self.tokens, clock)

@@ -11,6 +11,7 @@ from aeolian.control.environments import Environments
 from aeolian.domain.caller import Caller
 from aeolian.domain.errors import NotFound, PermissionDenied
 from aeolian.domain.roles import Right, Role
+from aeolian.storage.database import Database, is_reply_kept
 
 Home = Callable[[str, Caller], Awaitable[str | None]]
 """(object id, who asks) -> id of the environment that the object is in, None when there is no such object."""
@@ -22,8 +23,9 @@ HOMELESS = frozenset({"ac", "ak", "bl", "de", "im", "ir", "mo", "su", "wk"})
 
 
 class Access:
-    def __init__(self, environments: Environments, homes: Mapping[str, Home]):
+    def __init__(self, database: Database, environments: Environments, homes: Mapping[str, Home]):
         """`homes` by the prefix of the ids that each knows."""
+        self._database = database
         self._environments = environments
         self._homes = homes
         self._known: OrderedDict[str, str] = OrderedDict()
@@ -52,6 +54,10 @@ class Access:
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
         return found
+
+    async def was_done(self, once: str | None) -> bool:
+        """Whether the request of that name (`Caller.once`) was carried out before: then it was allowed."""
+        return once is not None and await self._database.read(lambda c: is_reply_kept(c, once))
 
     def environment(self, name: str, caller: Caller) -> str:
         """The id of an environment by its name. Raises NotFound."""

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy.engine import Connection
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
-from aeolian.domain.ids import new_id
+from aeolian.domain.ids import content_id, new_id
 from aeolian.domain.roles import Role
 from aeolian.storage import environments as environment_storage
 from aeolian.storage import tokens as storage
@@ -70,14 +71,21 @@ class Tokens:
         return token_id, secret
 
     async def create_service_user(
-        self, name: str, workspace: str, *, expires_at: float = 0.0, created_by: str = ""
+        self, name: str, workspace: str, *, expires_at: float = 0.0, created_by: str = "", once: str | None = None
     ) -> tuple[str, str, str]:
-        """A new service user, without any role: (its id, token id, secret). Raises InvalidArgument, AlreadyExists."""
+        """A new service user, without any role: (its id, token id, secret).
+
+        `once` names the request: a repetition gets the same, although the secret is kept nowhere. Raises
+        InvalidArgument, AlreadyExists.
+        """
         if not SERVICE_USER_NAME.fullmatch(name):
             raise InvalidArgument(
                 f"{name!r} cannot be the name of a service user: use 1 to 64 letters, digits, dashes and underscores"
             )
-        user_id, token_id, secret = new_id("service_user"), new_id("token"), new_id("token_secret")
+        seed = hmac.digest(self._key, once.encode(), "sha256") if once else secrets.token_bytes(32)
+        user_id, token_id, secret = (
+            content_id(noun, seed + noun.encode()) for noun in ("service_user", "token", "token_secret")
+        )
         token = Token(
             token_id=token_id,
             secret_hash=hash_of(secret),
@@ -92,6 +100,8 @@ class Tokens:
         )
 
         def insert(connection: Connection) -> None:
+            if storage.get(connection, token_id) is not None:
+                return
             if any(one.service_user_id and one.name == name for one in storage.all_tokens(connection)):
                 raise AlreadyExists(f"a service user named '{name}' already exists")
             storage.insert(connection, token)
@@ -167,6 +177,18 @@ class Tokens:
             if token.service_user_id and (token.service_user_id == user_id if user_id else token.name == name):
                 return token
         raise NotFound(f"there is no service user {user_id or name!r}: `modal workspace service-users list` shows them")
+
+    async def delete_service_user(self, *, user_id: str, name: str, once: str | None) -> None:
+        """By its id or its name. Raises NotFound."""
+
+        def delete(connection: Connection) -> str:
+            for token in storage.all_tokens(connection):
+                if token.service_user_id and (token.service_user_id == user_id if user_id else token.name == name):
+                    storage.delete(connection, token.token_id)
+                    return token.token_id
+            raise NotFound(f"there is no service user {user_id or name!r}")
+
+        self._forget(await self._database.write(delete, once=once))
 
     async def set_role(self, token_id: str, environment_id: str, role: Role | None) -> None:
         """Of a token that has role settings; None takes the role away. Raises NotFound, FailedPrecondition."""

@@ -66,6 +66,8 @@ class Guard:
             return
         homes = await self._homes(rule, request, caller, ids_in(request))
         if not homes:
+            if await self._access.was_done(caller.once(name)):
+                return  # what it was about is gone by this very request
             raise NotFound(f"{name}: what the request names does not exist")
         self._access.check(caller, right, homes)
         if right is not Right.READ and not caller.is_container:

@@ -110,7 +110,11 @@ class PeopleRpcs:
         lifetime_s = request.expires_in_seconds
         expires_at = self._clock.now() + lifetime_s if lifetime_s else 0.0
         user_id, token_id, secret = await self._tokens.create_service_user(
-            request.name, caller.workspace, expires_at=expires_at, created_by=caller.name
+            request.name,
+            caller.workspace,
+            expires_at=expires_at,
+            created_by=caller.name,
+            once=caller.once("ServiceUserCreate"),
         )
         response = api_pb2.ServiceUserCreateResponse(service_user_id=user_id, token_id=token_id, token_secret=secret)
         if expires_at:
@@ -128,8 +132,9 @@ class PeopleRpcs:
         return api_pb2.ServiceUserInfoResponse(service_user=self._service_user(token))
 
     async def ServiceUserDelete(self, request: api_pb2.ServiceUserDeleteRequest, caller: Caller) -> Empty:
-        user = await self._tokens.service_user(user_id=request.service_user_id, name=request.service_user_name)
-        await self._tokens.delete(user.token_id, once=caller.once("ServiceUserDelete"))
+        await self._tokens.delete_service_user(
+            user_id=request.service_user_id, name=request.service_user_name, once=caller.once("ServiceUserDelete")
+        )
         return Empty()
 
     # ---- inside -----------------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ replies = sa.Table(
 MAX_GROUP = 512
 MAX_READERS = 4
 REPLIES_KEPT_S = 3600.0
+AWAY_S = 30.0
+"""How long requests wait for a PostgreSQL that is away, before they are refused."""
+RETRY_S = 0.2
 POSTGRESQL_PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 """So that a PostgreSQL whose machine is gone is noticed, and not waited for (seconds; a URL may say otherwise)."""
 FORGET_EVERY_S = 300.0
@@ -99,9 +102,9 @@ class Database:
     async def read(self, fn: Callable[[Connection], T]) -> T:
         """Run `fn(connection)` in a reader thread on the last committed state.
 
-        Raises `Unavailable` when the database is away.
+        Waits a while for a PostgreSQL that is away, then raises `Unavailable`.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, fn)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read_patiently, fn)
 
     def read_now(self, fn: Callable[[Connection], T]) -> T:
         """As `read`, blocking: for start-up and tools."""
@@ -139,8 +142,7 @@ class Database:
             if not jobs:
                 continue
             try:
-                if connection is None or connection.closed or connection.invalidated:
-                    connection = self.engine.connect().execution_options(is_writer=True)
+                connection = self._connected(connection)
                 outcomes = _run_group(connection, jobs)
             except Exception as error:  # the connection itself failed: nobody's job is done
                 outcomes = [_translate(error)] * len(jobs)
@@ -155,6 +157,35 @@ class Database:
                 _forget_old_replies(connection)
         if connection is not None:
             connection.close()
+
+    def _connected(self, connection: Connection | None) -> Connection:
+        """The writer's connection, made anew where it broke. Waits while PostgreSQL is away: nothing was begun yet."""
+        until = time.monotonic() + AWAY_S
+        while True:
+            try:
+                if connection is None or connection.closed or connection.invalidated:
+                    return self.engine.connect().execution_options(is_writer=True)
+                if self.engine.dialect.name != "sqlite":
+                    self.engine.dialect.do_ping(connection.connection.dbapi_connection)
+                return connection
+            except (sa.exc.DBAPIError, self.engine.dialect.loaded_dbapi.Error):
+                if connection is not None and not connection.closed:
+                    connection.invalidate()
+                    connection.close()
+                connection = None
+                if self.engine.dialect.name == "sqlite" or self._closed or time.monotonic() >= until:
+                    raise
+                time.sleep(RETRY_S)
+
+    def _read_patiently(self, fn: Callable[[Connection], T]) -> T:
+        until = time.monotonic() + AWAY_S
+        while True:
+            try:
+                return self.read_now(fn)
+            except Unavailable:
+                if self.engine.dialect.name == "sqlite" or self._closed or time.monotonic() >= until:
+                    raise
+                time.sleep(RETRY_S)
 
 
 class _Once:
@@ -186,6 +217,11 @@ def kept_reply(connection: Connection, key: str) -> Any:
     """What a write with `once=key` has answered, or None."""
     row = connection.execute(sa.select(replies.c.reply).where(replies.c.key == key)).first()
     return msgspec.msgpack.decode(row.reply) if row is not None else None
+
+
+def is_reply_kept(connection: Connection, key: str) -> bool:
+    """Whether a write with `once=key` was carried out."""
+    return connection.execute(sa.select(replies.c.key).where(replies.c.key == key)).first() is not None
 
 
 def _forget_old_replies(connection: Connection) -> None:
