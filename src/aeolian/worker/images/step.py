@@ -4,7 +4,7 @@ The step has mounts and processes of its own, and the host's network; when this 
 is killed, the kernel ends its processes and takes its mounts away. Actions:
 
     run     a command with the image's layers as its whole root (`view.py`), root inside, without the capabilities
-            that reach the host (mounting, devices, modules, raw I/O, tracing)
+            that reach the host (mounting, devices, modules, raw I/O, tracing), nor the system calls that do
     copy    files into the image (`copying.py`), from inside, so that no link leads outside
     inspect what Python the image has (`inspecting.py`)
     unpack  a tar archive becomes a layer (`unpacking.py`)
@@ -22,6 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "runtimes")]
 import copying  # noqa: E402
 import inspecting  # noqa: E402
+import syscall_filter  # noqa: E402
 import unpacking  # noqa: E402
 import view  # noqa: E402
 
@@ -100,6 +101,8 @@ def run(job):
         os.makedirs(job["cwd"], exist_ok=True)
         os.chdir(job["cwd"])
         env = dict(job["env"])
+        if job["namespaces"]:
+            syscall_filter.install()
         drop_capabilities()
         env.setdefault("HOME", become(job["user"]))
         os.environ["PATH"] = env.get("PATH", os.defpath)  # where execvpe looks
