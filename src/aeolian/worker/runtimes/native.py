@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from aeolian.domain.containers import ContainerSpec
+from aeolian.domain.containers import ContainerSpec, Resources
 from aeolian.domain.errors import AeolianError, Unavailable
 from aeolian.worker.cgroups import Cgroups
 from aeolian.worker.hooks.base import Bind, Hook, Start
@@ -35,9 +35,10 @@ from aeolian.worker.runtimes.entering import Entry
 from aeolian.worker.runtimes.kept_container import Keeper, KeptContainer
 from aeolian.worker.runtimes.oci_spec import CAPABILITIES, HOSTNAME_MAX, OOM_SCORE_ADJ, limits, oci_spec
 from aeolian.worker.runtimes.seccomp import seccomp_profile
-from aeolian.worker.runtimes.standby import MAX_STANDBYS, Standby, Standbys
-from aeolian.worker.runtimes.standby import OOM_SCORE_ADJ as OOM_SCORE_ADJ_OF_STANDBYS
+from aeolian.worker.runtimes.standby import Standby
 from aeolian.worker.runtimes.standby_fit import ENTRYPOINT_ARGV
+from aeolian.worker.runtimes.standbys import MAX_STANDBYS, Standbys
+from aeolian.worker.runtimes.standbys import OOM_SCORE_ADJ as OOM_SCORE_ADJ_OF_STANDBYS
 from aeolian.worker.runtimes.wiring import wired
 from aeolian.worker.sdk import LAST_WITH_DEPENDENCIES, SdkStore
 
@@ -75,7 +76,9 @@ class NativeRuntime:
         self._seccomp = seccomp_profile(CAPABILITIES)
         self._compiled_seccomp = ""
         groups = LimitsHook(self._cgroups, self.cgroup_of)
-        self.standbys = Standbys(images, self._containers, self.hooks, self._launch_standby, max_standbys=max_standbys)
+        self.standbys = Standbys(
+            images, self._containers, self.hooks, self._launch_standby, self._limit, max_standbys=max_standbys
+        )
         self._hooks = [*layers, ImageHook(images), SdkHook(sdk), self.standbys, *hooks, NamesHook(), groups]
         self._keeper: asyncio.Task[Keeper] | None = None
         self._is_cleared = False
@@ -135,11 +138,10 @@ class NativeRuntime:
         assert start.rootfs is not None and standby.container is not None, "the hooks come first"
         standby.check_fits(env, start.network_namespace)
         start.cgroup = standby.start.cgroup
-        resources = limits(start.spec.resources, limits_swap=self._limits_swap)
         name = start.spec.task_id[:HOSTNAME_MAX]
         await asyncio.to_thread(make_folder_inside, start.rootfs, start.cwd)
         await asyncio.gather(
-            asyncio.to_thread(self._cgroups.create, start.cgroup, resources),
+            self._limit(start, start.spec.resources),
             standby.container.assign(start.rootfs, binds, name, OOM_SCORE_ADJ),
         )
         cwd = os.path.join("/", start.cwd)
@@ -148,6 +150,10 @@ class NativeRuntime:
             own = {**entry.process, "args": argv, "env": [f"{name}={value}" for name, value in env.items()], "cwd": cwd}
             standby.container.entry = entry._replace(process=own)
         return standby.container
+
+    async def _limit(self, start: Start, resources: Resources) -> None:
+        wanted = limits(resources, limits_swap=self._limits_swap)
+        await asyncio.to_thread(self._cgroups.create, start.cgroup, wanted)
 
     async def _launch_standby(self, start: Start, argv: list[str], stdin: int) -> KeptContainer:
         return await self._launch(start, argv, start.env, start.binds, stdin)

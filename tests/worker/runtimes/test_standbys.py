@@ -17,9 +17,10 @@ from aeolian.domain.containers import Resources
 from aeolian.domain.execs import Command
 from aeolian.worker.cgroups import CgroupKind, Cgroups
 from aeolian.worker.rpc import ContainerServer, ContainerService
+from aeolian.worker.runtimes import standbys as standbys_module
 from aeolian.worker.runtimes.native import NativeRuntime
-from aeolian.worker.runtimes.standby import OOM_SCORE_ADJ
 from aeolian.worker.runtimes.standby_fit import ENTRYPOINT_ARGV
+from aeolian.worker.runtimes.standbys import OOM_SCORE_ADJ
 from aeolian.worker.sdk import own_version
 
 SEEN = """
@@ -113,6 +114,17 @@ async def test_containers_that_start_together_find_one_each_the_next_time(from_s
         ends = await asyncio.gather(*(run(from_standbys, MINE) for _ in range(2)))
         assert sum(json.loads(ended.stdout)["is_from_standby"] for ended in ends) == expected
         await until_ready(from_standbys)
+
+
+async def test_a_start_takes_a_standby_that_is_on_its_way(from_standbys, monkeypatch):
+    monkeypatch.setattr(standbys_module, "MAX_WAIT_S", 60)
+    preparing = asyncio.create_task(prepare(from_standbys))
+    await asyncio.sleep(0)
+    (standby,) = from_standbys.runtime.standbys.all()
+    await standby.is_launched.wait()
+    one, other = await asyncio.gather(run(from_standbys, MINE), run(from_standbys, MINE))
+    assert {json.loads(ended.stdout)["is_from_standby"] for ended in (one, other)} == {True, False}
+    await preparing
 
 
 async def test_an_image_can_be_prepared_before_its_first_container(from_standbys):
