@@ -29,6 +29,7 @@ test-slow: setup-for-tests ## Run the long tests too
 bench: setup ## Measure, beside a server that does nothing
 	@$(BIN)/python benchmarks/calls.py
 	@$(BIN)/python benchmarks/autoscaler
+	@$(BIN)/python benchmarks/web.py
 
 docs: setup ## Write the generated pages of docs/
 	$(BIN)/python -m aeolian.protocol.compatibility docs/compatibility.md
