@@ -47,7 +47,7 @@ OUT_OF_SCOPE: dict[str, tuple[str, ...]] = {
         *("ProxyAddIp", "ProxyCreate", "ProxyDelete", "ProxyGetOrCreate", "ProxyList", "ProxyRemoveIp"),
         *("SandboxGetResourceUsage", "SandboxGetStatsV2", "SandboxSetOutboundPolicy", "SandboxSetOutboundPolicyV2"),
         *("SandboxSnapshotFsAsync", "SandboxSnapshotFsAsyncGet", "SharedVolumeListFiles"),
-        *("UserGroupEnvironmentSet", "VolumeGetFile", "WebhookTokenEnvironmentList"),
+        *("UserGroupEnvironmentSet", "VolumeGetFile"),
         "WorkspaceSetDefaultEnvironmentSettings",
     ),
     ACCOUNT: (
