@@ -39,6 +39,8 @@ class InlineDatabase(database.Database):
         metadata.create_all(self.engine)
         self.failures: list[Exception] = []
         """What the next writes meet with."""
+        self.lost_answers: list[Exception] = []
+        """What the next writes meet with after they were committed."""
         self.num_commits = 0
 
     def _submit(self, fn, rows):
@@ -49,6 +51,8 @@ class InlineDatabase(database.Database):
         else:
             with self.engine.connect() as connection:
                 outcomes = database._run_group(connection, [job])
+            if self.lost_answers:
+                outcomes = [database._Failure(self.lost_answers.pop(0))]
         self.num_commits += 1
         asyncio.get_running_loop().call_soon(database._set_results, [(future, outcomes[0])])
         return future

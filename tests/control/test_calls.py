@@ -23,7 +23,14 @@ from aeolian.control import call_memory, call_outputs
 from aeolian.control import calls as calls_module
 from aeolian.domain.calls import MAX_CRASHES, MAX_LOSSES, CallType, Invocation
 from aeolian.domain.containers import ExitStatus
-from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfSpace, PayloadTooLarge
+from aeolian.domain.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OutOfSpace,
+    PayloadTooLarge,
+    Unavailable,
+)
 from aeolian.domain.functions import RetryPolicy
 from aeolian.domain.link import HeldInput
 from aeolian.storage import calls as storage
@@ -180,6 +187,41 @@ def test_an_output_from_a_container_that_was_given_up_counts_and_its_successor_i
             assert [item.result.data for item in await cluster.outputs(call)] == [b"late"]
             assert second.told_to_cancel() == [input_id(call)]
             assert second.holds == []
+
+    virtually(scenario())
+
+
+@pytest.mark.parametrize("is_just_started", [True, False])
+def test_a_call_whose_commit_was_done_but_not_answered_is_carried_out_once_when_it_is_repeated(is_just_started):
+    async def scenario():
+        async with Cluster() as cluster:
+            await asyncio.sleep(0 if is_just_started else 10_000)
+            caller = msgspec.structs.replace(ME, idempotency_key="the same")
+            cluster.database.lost_answers.append(Unavailable("the connection broke"))
+            with pytest.raises(Unavailable):
+                await cluster.spawn(caller=caller)
+            call = await cluster.spawn(caller=caller)
+            container = cluster.container(wants=5)
+            assert container.given() == [input_id(call)]
+            await container.put()
+            assert await cluster.statuses(call) == [SUCCESS]
+            assert await cluster.database.read(storage.unfinished_inputs) == []
+
+    virtually(scenario())
+
+
+def test_inputs_of_a_map_whose_commit_was_not_answered_can_be_sent_again():
+    async def scenario():
+        async with Cluster() as cluster:
+            call = await cluster.remote(1)
+            cluster.database.lost_answers.append(Unavailable("the connection broke"))
+            more = [(idx, payload(idx)) for idx in (1, 2)]
+            with pytest.raises(Unavailable):
+                await cluster.calls.put_inputs("fu-1", call.call_id, ME, more)
+            await cluster.calls.put_inputs("fu-1", call.call_id, ME, more)
+            for _ in range(3):
+                await cluster.container().put()
+            assert await cluster.statuses(call) == [SUCCESS] * 3
 
     virtually(scenario())
 

@@ -140,6 +140,18 @@ def test_a_run_and_the_moment_of_the_next_are_stored_together_or_not_at_all():
     virtually(scenario())
 
 
+def test_a_run_whose_commit_was_done_but_not_answered_runs_once():
+    async def scenario():
+        async with Scheduled() as some:
+            await some.deploy(a=Period(seconds=100))
+            container = some.cluster.container("fu-a", wants=5)
+            some.cluster.database.lost_answers = [Unavailable("the connection broke")]
+            await asyncio.sleep(150)
+            assert len(some.calls) == 1 and len(container.given()) == 1
+
+    virtually(scenario())
+
+
 def test_deploying_again_changes_the_moments_and_doubles_none():
     async def scenario():
         async with Scheduled() as some:

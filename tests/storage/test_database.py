@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from postgresql_server import PostgresqlServer
 from sqlalchemy.engine import Connection
 
 from aeolian.domain.errors import Unavailable
+from aeolian.storage import database as database_module
 from aeolian.storage import migrate, tokens
 from aeolian.storage.database import Database
 from aeolian.storage.tokens import Token
@@ -42,9 +44,30 @@ def token(token_id: str) -> Token:
     return Token(token_id, secret_hash=b"", name="", workspace="local", is_disabled=False, created_at=0.0)
 
 
-async def test_a_read_while_the_database_is_away_says_so(tmp_path):
+async def test_a_read_while_the_database_is_away_waits_a_while_and_then_says_so(tmp_path, monkeypatch):
     pytest.importorskip("psycopg")
+    monkeypatch.setattr(database_module, "AWAY_S", 0.3)
     database = Database(f"postgresql+psycopg://nobody@/none?host={tmp_path}")
     with pytest.raises(Unavailable, match="the database is away"):
         await database.read(lambda connection: None)
     await database.close()
+
+
+async def test_writes_and_reads_wait_for_a_postgresql_that_is_away_for_a_moment():
+    with PostgresqlServer() as server:
+        migrate.upgrade(server.url)
+        database = Database(migrate.normalized(server.url))
+        database.open()
+        try:
+            await database.write(lambda connection: tokens.insert(connection, token("ak-1")))
+            server.stop()
+            write = asyncio.ensure_future(database.write(lambda connection: tokens.insert(connection, token("ak-2"))))
+            read = asyncio.ensure_future(database.read(tokens.all_tokens))
+            await asyncio.sleep(0.5)
+            assert not write.done() and not read.done()
+            await asyncio.to_thread(server.start)
+            await write
+            assert len(await read) >= 1
+            assert len(await database.read(tokens.all_tokens)) == 2
+        finally:
+            await database.close()

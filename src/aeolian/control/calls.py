@@ -574,7 +574,13 @@ class Calls:
             return call
         if not self._may_repeat(caller):
             return None
-        return await self._memory.find(call_id)
+        call = await self._memory.find(call_id)
+        if call is not None and not call.inputs:
+            rows = await self._database.read(lambda c: storage.input_marks(c, call_id))
+            if any(call.mark_of(row.idx) == UNKNOWN for row in rows):  # stored by a commit whose answer was lost
+                self._memory.forget(call)
+                return None
+        return call
 
     def _check_inputs(self, function_id: str, inputs: Sequence[tuple[int, bytes]]) -> None:
         for idx, payload in inputs:

@@ -140,7 +140,7 @@ class Schedules:
                 definition = self._functions.current(function_id).function
                 await self._calls.start(
                     function_id,
-                    Caller(workspace=app.workspace),
+                    Caller(workspace=app.workspace, idempotency_key=f"{function_id}@{function.next_at!r}"),
                     call_type=CallType.UNARY,
                     invocation=Invocation.ASYNC,
                     inputs=[(0, _no_arguments(definition))],

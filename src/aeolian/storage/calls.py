@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Row
 
 from aeolian.storage.database import keep_reply, metadata
@@ -93,11 +94,18 @@ blobs = sa.Table(
 
 ASYNC_INVOCATIONS = (2, 3)
 
-_put_call = calls.insert()
+
+def _if_new(table: sa.Table) -> dict[str, sa.Insert]:
+    """By dialect: insert rows that are not there. A commit whose answer was lost is simply repeated."""
+    kinds = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+    return {dialect: insert(table).on_conflict_do_nothing() for dialect, insert in kinds.items()}
+
+
+_put_call = _if_new(calls)
 _put_blob = blobs.insert()
 _expire_call = calls.update().where(calls.c.call_id == sa.bindparam("id")).values(expires_at=sa.bindparam("at"))
 _cancel_call = calls.update().where(calls.c.call_id == sa.bindparam("id")).values(is_cancelled=True)
-_put_input = inputs.insert()
+_put_input = _if_new(inputs)
 _drop_input = inputs.delete().where(inputs.c.call_id == sa.bindparam("id"), inputs.c.idx == sa.bindparam("n"))
 _update_input = (
     inputs.update()
@@ -170,7 +178,7 @@ class CallWrites:
     def apply(self, connection: Connection) -> None:
         run = connection.execute
         if self.calls:
-            run(_put_call, self.calls)
+            run(_put_call[connection.dialect.name], self.calls)
         for change in self.together_with:
             change(connection)
         if self.dropped_outputs:
@@ -178,7 +186,7 @@ class CallWrites:
         if self.dropped_inputs:
             run(_drop_input, [{"id": call_id, "n": idx} for call_id, idx in self.dropped_inputs])
         if self.inputs:
-            run(_put_input, list(self.inputs.values()))
+            run(_put_input[connection.dialect.name], list(self.inputs.values()))
         if self.updated_inputs:
             changed = self.updated_inputs.items()
             run(_update_input, [{"id": key[0], "n": key[1], "retries": n, "due": at} for key, (n, at) in changed])
