@@ -2,10 +2,13 @@ import asyncio
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from some_environments import ME, ShiftedClock
 
-from aeolian.control.environments import Environments
+from aeolian.control.environments import RECHECK_S, Environments
+from aeolian.domain.clock import ManualClock
 from aeolian.domain.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from aeolian.storage import migrate
 from aeolian.storage.database import Database
 
 
@@ -128,3 +131,28 @@ async def test_an_old_sdk_hears_of_no_builder_version_that_it_does_not_know(envi
     old = msgspec.structs.replace(ME, sdk_version="1.5.5")
     assert environments.builder_version_for(after, ME) == "2026.10"
     assert environments.builder_version_for(after, old) == "2025.06"
+
+
+async def test_limits_that_another_process_sets_are_known_within_seconds_and_the_last_ones_hold_without_a_database(
+    tmp_path,
+):
+    url = f"sqlite:///{tmp_path / 'aeolian.db'}"
+    migrate.upgrade(url)
+    ours, theirs, clock = Database(url), Database(url), ManualClock()
+    for database in (ours, theirs):
+        database.open()
+    server, command = Environments(ours, clock), Environments(theirs, clock)
+    await server.load()
+    await command.load()
+    await command.set_limits("main", ME, max_containers=3)
+    await server.keep_fresh()
+    assert server.default.max_containers == 0
+    clock.advance(RECHECK_S + 0.1)
+    await server.keep_fresh()
+    assert server.default.max_containers == 3
+    await theirs.write(lambda c: c.execute(sa.text("ALTER TABLE environments RENAME TO elsewhere")))
+    clock.advance(RECHECK_S + 0.1)
+    await server.keep_fresh()
+    assert server.default.max_containers == 3
+    for database in (ours, theirs):
+        await database.close()

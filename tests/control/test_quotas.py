@@ -15,8 +15,6 @@ DEV = Environment("en-dev", "dev", "", "2025.06", is_default=False, created_at=0
 
 
 class SomeEnvironments:
-    may_be_outdated = True
-
     def __init__(self, **limits: int):
         self.dev = msgspec.structs.replace(DEV, **limits)
         self.stored = self.dev
@@ -24,7 +22,7 @@ class SomeEnvironments:
     def by_id(self, environment_id: str) -> Environment:
         return self.dev
 
-    async def refresh(self) -> None:
+    async def keep_fresh(self) -> None:
         self.dev = self.stored
 
 

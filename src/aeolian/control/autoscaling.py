@@ -49,7 +49,7 @@ class Autoscaling:
                 async with asyncio.timeout(timeout_s):
                     await self._pools.woken.wait()
             self._pools.woken.clear()
-            if self.quotas is not None and self.quotas.may_be_outdated:
+            if self.quotas is not None:
                 await self.quotas.refresh()
             touched, self._pools.unsettled = self._pools.unsettled, set()
             now = self._clock.monotonic()

@@ -1,5 +1,7 @@
 """Environments: found by name, made, changed and deleted. The default one is always there."""
 
+import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Callable
 
@@ -15,9 +17,13 @@ from aeolian.storage import environments as storage
 from aeolian.storage.database import Database, kept_reply
 from aeolian.storage.environments import Environment
 
+log = logging.getLogger(__name__)
+
 DEFAULT_NAME = "main"
 RECHECK_S = 2.0
 """How long what is known of their limits is believed: `aeolian quota` and `aeolian token` may have changed it."""
+REFRESH_S = 1.0
+"""How long others wait for what is known to be read again."""
 BUILDER_VERSION = "2025.06"
 BUILDER_VERSIONS = ("2023.12", "2024.04", "2024.10", "2025.06", "2026.10", "PREVIEW")
 OLD_SDKS_KNOW = ("2023.12", "2024.04", "2024.10", "2025.06", "PREVIEW")
@@ -78,10 +84,6 @@ class Environments:
         environment = self.by_id(environment_id)
         return environment is None or environment.is_restricted
 
-    @property
-    def may_be_outdated(self) -> bool:
-        return self._clock.monotonic() - self._checked_at > RECHECK_S
-
     async def refresh(self) -> None:
         """Learn which limits other processes have set meanwhile."""
         self._checked_at = self._clock.monotonic()
@@ -89,6 +91,16 @@ class Environments:
             if (known := self.by_id(stored.id)) is not None:
                 limits = {name: getattr(stored, name) for name in LIMITS}
                 self._by_name[known.name] = msgspec.structs.replace(known, **limits)
+
+    async def keep_fresh(self) -> None:
+        """`refresh` when it is time. Never raises, nor waits for long: while the database is away, the last limits hold."""
+        if self._clock.monotonic() - self._checked_at <= RECHECK_S:
+            return
+        try:
+            async with asyncio.timeout(REFRESH_S):
+                await self.refresh()
+        except Exception as error:
+            log.warning("the limits of environments could not be read, those from before hold: %r", error)
 
     async def set_limits(self, name: str, caller: Caller, **limits: int) -> Environment:
         """Set some of LIMITS. Raises NotFound."""

@@ -1,7 +1,6 @@
 """Quotas of environments: what the autoscaler may still start in one, and what is told to those who wait."""
 
 import asyncio
-import logging
 from typing import Protocol
 
 from aeolian.control.container_state import Container
@@ -11,13 +10,10 @@ from aeolian.domain import quotas
 from aeolian.domain.apps import App
 from aeolian.domain.clock import Clock
 from aeolian.domain.containers import ContainerState
-from aeolian.domain.errors import AeolianError
 from aeolian.domain.functions import PoolSettings
 from aeolian.domain.logs import LogLine
 from aeolian.domain.quotas import Quota, Room
 from aeolian.storage.environments import Environment
-
-log = logging.getLogger(__name__)
 
 TOLD_EVERY_S = 60.0
 SYSTEM_FD = 3
@@ -50,16 +46,9 @@ class Quotas:
         self._told_at: dict[str, float] = {}
         """When those who wait for a Function were last told why."""
 
-    @property
-    def may_be_outdated(self) -> bool:
-        return self._environments.may_be_outdated
-
     async def refresh(self) -> None:
-        """Learn what `aeolian quota` has set meanwhile. Never raises: the last quotas hold until that works."""
-        try:
-            await self._environments.refresh()
-        except AeolianError as error:
-            log.warning("the quotas could not be read, those from before hold: %s", error.message)
+        """Learn what `aeolian quota` has set meanwhile."""
+        await self._environments.keep_fresh()
 
     def room(self, settings: PoolSettings) -> Room | None:
         """How many more containers of a pool may start; None: there is no quota."""

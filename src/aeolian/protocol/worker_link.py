@@ -253,8 +253,7 @@ class ContainerCallers:
             container = self._containers.get(task_id)
         if container is None or not self._workers.is_connected(container.worker_id):
             raise Unavailable(f"container {task_id} is not known to this server (yet)")
-        if self._environments.may_be_outdated:
-            await self._environments.refresh()
+        await self._environments.keep_fresh()
         app = self._apps.known(container.app_id)
         return Caller(
             workspace=app.workspace if app is not None else self._workspace,
