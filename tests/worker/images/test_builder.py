@@ -8,6 +8,7 @@ import pytest
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound
 from aeolian.domain.images import ContextFile
 from aeolian.worker.images.mode import WHOLE
+from aeolian.worker.images.step_limits import StepLimits
 from aeolian.worker.images.steps import StepFailed
 from aeolian.worker.images.store import StoredImage
 
@@ -437,3 +438,14 @@ async def test_debian_packages_can_be_installed(bench):
 async def test_what_only_a_registry_has_comes_with_advice(bench, name, advice):
     with pytest.raises(FailedPrecondition, match=advice):
         await bench.build(f"FROM {name}")
+
+
+async def test_a_command_mounts_nothing_makes_no_namespaces_and_has_limits(bench):
+    await bench.build(
+        DEBIAN,
+        "RUN ! mount -t tmpfs none /mnt 2>&1 && ! unshare -U true 2>&1 && grep Seccomp: /proc/self/status",
+        "RUN cat /proc/self/cgroup",
+    )
+    assert "Seccomp:\t2" in bench.log
+    if StepLimits(bench.data_dir).are_there:
+        assert "-builds/" in bench.log

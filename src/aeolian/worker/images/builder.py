@@ -21,6 +21,7 @@ from aeolian.worker.images.over_host import CheckedWorkshop, HostBases
 from aeolian.worker.images.portable import PortableWorkshop
 from aeolian.worker.images.registry import Registry
 from aeolian.worker.images.stand_ins import PackagedBases
+from aeolian.worker.images.step_limits import StepLimits
 from aeolian.worker.images.steps import INFO, OnLog, StepRunner
 from aeolian.worker.images.store import ImageStore, StoredImage
 from aeolian.worker.images.workshop import ViewWorkshop, Workshop
@@ -104,7 +105,7 @@ class ImageBuilder:
             return self._tools
 
     def _tools_for(self, mode: Mode) -> Tools:
-        steps = StepRunner(mode)
+        steps = StepRunner(mode, StepLimits(self._data_dir) if mode.is_whole else None)
         builds = self._data_dir / "builds"
         if mode.name == "portable":
             workshop: Workshop = PortableWorkshop(self._store, self._content, steps, mode.problem)

@@ -14,6 +14,7 @@ from typing import Any
 
 from aeolian.domain.errors import FailedPrecondition
 from aeolian.worker.images.mode import Mode
+from aeolian.worker.images.step_limits import StepLimits
 
 STDOUT, STDERR, INFO = 1, 2, 3
 SCRIPT = Path(__file__).with_name("step.py")
@@ -32,8 +33,9 @@ class StepFailed(FailedPrecondition):
 
 
 class StepRunner:
-    def __init__(self, mode: Mode, max_step_s: float = MAX_STEP_S):
+    def __init__(self, mode: Mode, limits: StepLimits | None = None, max_step_s: float = MAX_STEP_S):
         self.mode = mode
+        self._limits = limits
         self._max_step_s = max_step_s
 
     async def run(self, job: dict[str, Any], what: str, on_log: OnLog, *, captures: bool = False) -> bytes:
@@ -54,7 +56,10 @@ class StepRunner:
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}, start_new_session=True,
         )  # fmt: skip
         output, captured = Output(on_log), b""
+        limited = contextlib.ExitStack()
         try:
+            if self._limits is not None:  # it waits for its job
+                limited.enter_context(self._limits.around(process.pid))
             await _given(process, json.dumps(full).encode())
             assert process.stdout is not None and process.stderr is not None
             async with asyncio.timeout(self._max_step_s), asyncio.TaskGroup() as readers:
@@ -71,6 +76,8 @@ class StepRunner:
         except BaseException:
             await asyncio.shield(_end(process))
             raise
+        finally:
+            limited.close()
         if code:
             raise StepFailed(f"{what} failed with exit code {code}{_meaning(code)}{output.quoted()}")
         return captured
