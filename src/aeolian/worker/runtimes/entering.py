@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import tempfile
@@ -30,6 +31,7 @@ CONSOLE_TIMEOUT_S = 20.0
 KILL_GRACE_S = 2.0
 NOT_STARTED = 127
 """As a shell answers for a command that is not there."""
+KILLED = 128 + signal.SIGKILL
 
 
 class Entry(NamedTuple):
@@ -49,6 +51,7 @@ class EnteredCommand:
         self._folder = folder
         self._entry = entry
         self._process: asyncio.subprocess.Process
+        self._is_killed = False
         self.stdin = self.stdout = self.stderr = -1
         """Our ends, not blocking. With a terminal stdin and stdout are its master, and there is no stderr (-1)."""
 
@@ -66,6 +69,8 @@ class EnteredCommand:
     async def wait(self) -> int:
         """The exit status, negative for a signal; NOT_STARTED when there was nothing to run (stderr says why)."""
         code = await self._process.wait()
+        if self._is_killed and code != 0:
+            return KILLED  # also where it was too early for the entering program to see it
         return code if code <= 0 or self._pid_file.exists() else NOT_STARTED
 
     @property
@@ -77,13 +82,10 @@ class EnteredCommand:
 
     def kill(self) -> None:
         """SIGKILL to the command and its descendants; the entering program then ends by itself."""
-        if self._process.returncode is not None:
-            return
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self._process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-        asyncio.get_running_loop().call_later(KILL_GRACE_S, self._kill_entering)
+        if self._process.returncode is None:
+            self._is_killed = True
+            self._kill_descendants()
+            asyncio.get_running_loop().call_later(KILL_GRACE_S, self._kill_entering)
 
     def close(self) -> None:
         """Close what is still open; the command itself is not touched."""
@@ -106,8 +108,16 @@ class EnteredCommand:
         return self._folder / "log"
 
     def _kill_entering(self) -> None:
+        """Where that does not end it; it may only have been about to start the command."""
         if self._process.returncode is None:
+            self._kill_descendants()
             self._process.kill()
+
+    def _kill_descendants(self) -> None:
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
     def _options(self) -> list[str]:
         return [f"--pid-file={self._pid_file}"]

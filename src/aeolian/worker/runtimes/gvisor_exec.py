@@ -27,6 +27,7 @@ class GvisorCommand(EnteredCommand):
 
     def kill(self) -> None:
         if self._process.returncode is None and (self._killing is None or self._killing.done()):
+            self._is_killed = True
             self._killing = asyncio.create_task(self._kill_inside())
 
     def _options(self) -> list[str]:
