@@ -20,6 +20,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from modal_proto import api_pb2, task_command_router_pb2
 
 import aeolian.protocol
+from aeolian.protocol.command_router import CommandRouter
 from aeolian.protocol.service import collect
 from aeolian.worker.container import WorkerContainer
 from aeolian.worker.container_inputs import ContainerInputs
@@ -61,7 +62,7 @@ OUT_OF_SCOPE: dict[str, tuple[str, ...]] = {
 }
 
 PLANNED_WITH: tuple[tuple[str, str], ...] = (
-    (r"Sandbox|PersistentSandbox|TaskGetCommandRouterAccess|ContainerFilesystem|ContainerReloadVolumes", "sandboxes"),
+    (r"Sandbox|PersistentSandbox|ContainerFilesystem|ContainerReloadVolumes", "sandboxes"),
     (r"ContainerCheckpoint", "memory snapshots"),
     (r"Endpoint|Flash|Server|ContainerServer|FunctionGetFlash|CurlGetAuthToken", "endpoints and servers"),
     (r"Cluster|TaskCluster", "clustered functions"),
@@ -113,6 +114,7 @@ def built_rpcs() -> set[str]:
                 found.update(collect([resource]))
     for resource in WORKER_ANSWERS:
         found.update(collect([resource]))
+    found.update(method.name for method in SERVICES[1].methods if hasattr(CommandRouter, method.name))
     return found
 
 
