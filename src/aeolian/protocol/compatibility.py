@@ -24,13 +24,14 @@ from aeolian.protocol.command_router import CommandRouter
 from aeolian.protocol.service import collect
 from aeolian.worker.container import WorkerContainer
 from aeolian.worker.container_inputs import ContainerInputs
+from aeolian.worker.server_life import ServerLife
 from aeolian.worker.volume_rpcs import WorkerVolumeRpcs
 
 SERVICES: tuple[ServiceDescriptor, ...] = (
     api_pb2.DESCRIPTOR.services_by_name["ModalClient"],
     task_command_router_pb2.DESCRIPTOR.services_by_name["TaskCommandRouter"],
 )
-WORKER_ANSWERS = (ContainerInputs, WorkerContainer, WorkerVolumeRpcs)
+WORKER_ANSWERS = (ContainerInputs, ServerLife, WorkerContainer, WorkerVolumeRpcs)
 """Classes whose methods a worker answers RPCs of its containers with (`worker/container.py`)."""
 
 NEVER_CALLED = "no released SDK calls it"
