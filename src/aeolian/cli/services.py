@@ -405,7 +405,11 @@ class Services:
                 self._access,
                 web_site(self._settings).host,
             ),
-            TunnelRpcs(self.tunnels, web_site(self._settings).host),
+            TunnelRpcs(
+                self.tunnels,
+                web_site(self._settings).host,
+                has_certificate=self._settings.tls_certificate is not None,
+            ),
             VolumeRpcs(self.volumes, self.contents),
             PeopleRpcs(self.tokens, self.environments, self._clock),
             TokenFlowRpcs(self.token_flows, self._settings.http_url),
