@@ -293,12 +293,11 @@ async def until(condition, timeout=30.0):
         return result
 
 
-async def test_who_deploys_what_is_not_built_yet_is_told(server, source):
-    edit(source, "def world(): ...", "@modal.fastapi_endpoint()\ndef world(): ...")
-    output = await server.modal("deploy", "greeter.py", cwd=source)
-    told = " ".join(output.split())
-    assert "web endpoints are not served yet: 'world' gets no address" in told
-    assert told.count("yet:") == 1
+async def test_what_cannot_be_done_is_refused_when_it_is_deployed(server, source):
+    bucket = '"/bucket": modal.CloudBucketMount("some-bucket")'
+    edit(source, "@app.function(volumes={", f"@app.function(volumes={{{bucket}, ")
+    output = await server.modal("deploy", "greeter.py", cwd=source, ok=False)
+    assert "Function 'world' uses cloud bucket mounts, which Aeolian does not support (yet)" in " ".join(output.split())
 
 
 async def test_a_schedule_that_cannot_be_followed_is_refused_when_it_is_deployed(server, source):
