@@ -14,7 +14,7 @@ from aeolian.control.command_starts import CommandStarts
 from aeolian.control.container_requests import ContainerRequests
 from aeolian.control.workers import Worker, Workers
 from aeolian.domain.caller import Caller
-from aeolian.domain.errors import InvalidArgument, NotFound, PermissionDenied
+from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from aeolian.domain.execs import (
     AwaitExec,
     Done,
@@ -159,6 +159,10 @@ async def test_access_is_given_to_clients_of_the_workspace_and_to_no_container(r
     assert given.url == "http://127.0.0.1:9900"
     assert routed.access.check(given.jwt).task_id == TASK
     assert (await ask(Caller(workspace="local", token_id="ak-1", client_type=8))).url == "https://127.0.0.1:9900"
+    old = Caller(workspace="local", token_id="ak-1", sdk_version="1.4.3")
+    assert (await ask(old, "https://aeolian.example")).url == "https://aeolian.example"
+    with pytest.raises(FailedPrecondition, match="only over TLS"):
+        await ask(old)
     with pytest.raises(NotFound):
         await ask(Caller(workspace="elsewhere", token_id="ak-2"))
     with pytest.raises(PermissionDenied):
