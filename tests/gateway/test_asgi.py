@@ -325,6 +325,18 @@ async def test_a_body_that_came_as_a_blob_is_sent_and_deleted(served, http, tmp_
     assert not (tmp_path / "bl-1").exists()
 
 
+async def test_a_blob_that_is_gone_breaks_the_answer_off(served, http):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"blob": "bl-missing"})
+        await send({"type": "http.response.body", "body": b"end", "more_body": False})
+
+    served.calls.app = app
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with http.get(served.url) as reply:
+            await reply.read()
+
+
 @pytest.mark.parametrize(
     "request_",
     [

@@ -98,22 +98,28 @@ class AsgiIngress:
 
     async def _answer(self, request: web.Request, call: WebCall, target: WebTarget) -> web.StreamResponse:
         answer: _Answer | None = None
-        async with contextlib.aclosing(self._messages(call)) as messages:
-            async for message, blob in messages:
-                match message.WhichOneof("type"):
-                    case "http_response_start" if answer is None:
-                        try:
-                            answer = _Answer(request, message.http_response_start)
+        try:
+            async with contextlib.aclosing(self._messages(call)) as messages:
+                async for message, blob in messages:
+                    match message.WhichOneof("type"):
+                        case "http_response_start" if answer is None:
+                            try:
+                                answer = _Answer(request, message.http_response_start)
+                            except ValueError as error:
+                                return plain(500, f"the web function sent what is no HTTP answer: {error}")
                             await answer.prepare(request)
-                        except ValueError as error:
-                            return plain(500, f"the web function sent what is no HTTP answer: {error}")
-                    case "http_response_body" if answer is not None:
-                        async for piece in body_pieces(message.http_response_body, blob):
-                            await answer.send(piece)
-                        if not message.http_response_body.more_body:
-                            return await answer.finish()
-                    case _:  # trailers, which HTTP/1.1 allows to be dropped on the way, and what makes no sense
-                        continue
+                        case "http_response_body" if answer is not None:
+                            async for piece in body_pieces(message.http_response_body, blob):
+                                await answer.send(piece)
+                            if not message.http_response_body.more_body:
+                                return await answer.finish()
+                        case _:  # trailers, which HTTP/1.1 allows to be dropped on the way, and what makes no sense
+                            continue
+        except Exception as error:
+            if answer is None or isinstance(error, ConnectionError):
+                raise
+            log.warning("an answer of web function %s breaks off: %s", target.label, error)
+            answer.break_off()
         if answer is not None:
             answer.break_off()
         status, text = FAILURES.get(call.exchange.status, FAILED)
