@@ -58,6 +58,8 @@ class EnteredCommand:
     @classmethod
     async def start(cls, entry: Entry, command: Command) -> "EnteredCommand":
         """Raises FailedPrecondition with the entering program's complaint when a terminal cannot be had."""
+        if not hasattr(os, "memfd_create"):
+            raise FailedPrecondition("commands in containers can be run on Linux only")
         self = cls(Path(tempfile.mkdtemp(prefix="aeolian-exec-")), entry)
         try:
             await self._start(command)
