@@ -62,6 +62,16 @@ async def test_our_own_version_is_copied_and_compiled_without_an_index(store, in
     assert "/__modal/deps" in (folder / "sitecustomize.py").read_text()
 
 
+async def test_what_an_older_aeolian_runs_first_in_containers_is_renewed(store, installs):
+    site = await store.packages(own_version(), SERIES) / "sitecustomize.py"
+    (compiled,) = site.parent.glob("__pycache__/sitecustomize.*")
+    new, new_compiled = site.read_text(), compiled.read_bytes()
+    site.write_text("# of an older version")
+    compiled.write_bytes(b"old")
+    await store.packages(own_version(), SERIES)
+    assert (site.read_text(), compiled.read_bytes()) == (new, new_compiled)
+
+
 async def test_asking_twice_at_once_builds_once(store, installs):
     first, second = await asyncio.gather(store.packages("1.0.7", SERIES), store.packages("1.0.7", SERIES))
     assert first == second == store.root / "1.0.7" / "pkg"

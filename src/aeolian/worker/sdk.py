@@ -11,6 +11,7 @@ The SDK's packages come first on sys.path, its dependencies last, so that a user
 
 import asyncio
 import contextlib
+import filecmp
 import importlib.metadata
 import logging
 import os
@@ -65,6 +66,7 @@ class SdkStore:
         check_version(version)
         _check_series(series)
         folder = await self._once(self.root / version / "pkg", lambda target: self._make_packages(version, target))
+        await asyncio.to_thread(_renew_site, folder)
         await self._compiled(folder, series)
         return folder
 
@@ -221,6 +223,18 @@ def check_version(version: str) -> str:
 def _check_series(series: str) -> None:
     if not SERIES.fullmatch(series):
         raise InvalidArgument(f"{series!r} is not a Python series (such as 3.11)")
+
+
+def _renew_site(folder: Path) -> None:
+    """An older Aeolian may have left its own `sitecustomize.py`, compiled: both are made anew."""
+    site = folder / "sitecustomize.py"
+    if filecmp.cmp(container_site.__file__, site, shallow=False):
+        return
+    fresh = folder / f".sitecustomize-{os.getpid()}"
+    shutil.copyfile(container_site.__file__, fresh)
+    os.replace(fresh, site)
+    for stale in (*folder.glob("__pycache__/sitecustomize.*"), *folder.glob(".compiled-*")):
+        stale.unlink(missing_ok=True)
 
 
 def _copy_own_packages(target: Path) -> None:
