@@ -216,6 +216,14 @@ async def test_a_worker_that_leaves_starts_nothing_and_says_so(node):
     closing.cancel()
 
 
+async def test_a_runtime_that_a_worker_lacks_is_refused_with_those_it_has(node):
+    node.server.send(start_of("ta-1", runtime="gvisor"))
+    end = await node.exit_heard()
+    assert "runtime 'gvisor' is not one of this worker: it has played" in end.exit.reason
+    assert node.runtime.started.empty()
+    await node.container("ta-2", runtime="played")
+
+
 # ---- what containers say ------------------------------------------------------------------------------------
 
 
