@@ -13,7 +13,7 @@ def num_runners(function: modal.Function) -> int:
     return function.get_current_stats().num_total_runners
 
 
-def until(condition, what: str, timeout_s: float = 30.0) -> None:
+def until(condition, what: str, timeout_s: float = 90.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come about"
