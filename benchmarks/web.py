@@ -1,4 +1,4 @@
-"""Web functions: what Aeolian adds to the same application served by uvicorn alone. Prints one table.
+"""Web functions and servers: what Aeolian adds to the same application served by uvicorn alone. Prints one table.
 
     python benchmarks/web.py [--runtime native] [--rate 100] [--seconds 10] [--data-dir DIR]
 
@@ -66,7 +66,7 @@ def aeolian(data_dir: Path, runtime: str) -> Iterator[dict[str, str]]:
         deploy = [sys.executable, "-m", "modal", "deploy", "web_app.py"]
         environment = {**os.environ, "COLUMNS": "200", **dict(pairs)}
         printed = subprocess.run(deploy, cwd=HERE, check=True, capture_output=True, text=True, env=environment).stdout
-        yield dict(re.findall(r"Created Function (\w+)\W*?(https?://[\d.:]+)", printed))
+        yield dict(re.findall(r"Created (?:Function|Server) (\w+)\W*?(https?://[\d.:]+)", printed))
     finally:
         process.terminate()
         process.wait()

@@ -1,4 +1,7 @@
-"""The ASGI application that `web.py` asks, as a web function; `uvicorn web_app:hello` serves it alone."""
+"""The ASGI application that `web.py` asks, as a web function and as a server; `uvicorn web_app:hello` serves it alone."""
+
+import subprocess
+import sys
 
 import modal
 
@@ -20,3 +23,18 @@ async def hello(scope, receive, send):
 @modal.asgi_app()
 def asgi():
     return hello
+
+
+@app.server(
+    image=modal.Image.debian_slim().pip_install("uvicorn"),
+    port=8000,
+    routing_region="us-east",
+    unauthenticated=True,
+    min_containers=1,
+    max_containers=1,
+)
+class Server:
+    @modal.enter()
+    def start(self):
+        command = [sys.executable, "-m", "uvicorn", "web_app:hello", "--host", "0.0.0.0", "--no-access-log"]
+        self.process = subprocess.Popen(command, cwd="/root")
