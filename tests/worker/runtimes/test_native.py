@@ -103,6 +103,26 @@ async def test_a_container_sees_and_reaches_nothing_of_the_host(native, number):
     assert found["capabilities"] == [KEPT_CAPABILITIES] * 3 + [0, 0]
 
 
+async def test_keys_logs_and_groups_of_the_host_are_out_of_reach(native):
+    code = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "def tried(path, *flags):\n"
+        "  try: return os.read(os.open(path, *flags), 10)\n"
+        "  except OSError as error: return error.strerror\n"
+        "print([name for name in os.listdir('/proc/self/fd') if int(name) > 3])\n"
+        "print(libc.klogctl(3, ctypes.create_string_buffer(100), 100), ctypes.get_errno())\n"
+        "print(tried('/proc/kmsg', os.O_RDONLY | os.O_NONBLOCK), tried('/proc/keys', os.O_RDONLY))\n"
+        "print(os.listdir('/sys/fs/cgroup'), [line.split(':')[2] for line in open('/proc/self/cgroup').read().split()])"
+    )
+    ended = await native.run("python", "-c", code)
+    descriptors, log, files, groups = ended.stdout.splitlines()
+    assert log == "-1 1", "Operation not permitted"
+    assert "Operation not permitted" in files and files.endswith("b''"), files
+    assert descriptors == "[]"
+    assert "aeolian" not in groups, groups
+
+
 async def test_without_a_profile_of_the_distribution_aeolians_own_refuses_the_same(tmp_path, small_rootfs, monkeypatch):
     own = seccomp_profile(CAPABILITIES, tmp_path / "none")
     monkeypatch.setattr(native_module, "seccomp_profile", lambda capabilities: own)
