@@ -306,6 +306,7 @@ CASES = [
     Case("TokenDelete", delete_token),
     Case("ServiceUserCreate", ready(api_pb2.ServiceUserCreateRequest(name="bot"))),
     Case("ServiceUserDelete", delete_service_user),
+    Case("WebhookTokenCreate", ready(api_pb2.WebhookTokenCreateRequest(name="site"))),
     Case("ImagePublish", publish_image),
     Case("ImageNameDelete", delete_image_name),
     Case("ImageDelete", delete_image),

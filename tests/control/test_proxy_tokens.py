@@ -29,7 +29,7 @@ async def environments(database):
 
 @pytest.fixture
 async def tokens(database, environments):
-    tokens = ProxyTokens(database, ManualClock(), environments)
+    tokens = ProxyTokens(database, ManualClock(), environments, b"key")
     await tokens.load()
     return tokens
 
@@ -68,7 +68,7 @@ async def test_deleted_tokens_open_nothing_also_after_a_restart(tokens, environm
     await tokens.rename(kept_id, "renamed", ME)
     await tokens.delete(gone_id, ME)
     await tokens.delete(gone_id, ME)
-    again = ProxyTokens(database, ManualClock(), environments)
+    again = ProxyTokens(database, ManualClock(), environments, b"key")
     await again.load()
     for one in (tokens, again):
         assert one.allows(kept_id, kept, "local", environments.default.id)
@@ -92,3 +92,13 @@ async def test_bad_names_and_environments_are_refused(tokens):
     token_id, _ = await tokens.create(ME, "", is_scoped=False)
     with pytest.raises(NotFound):
         await tokens.allow(token_id, "en-missing", ME)
+
+
+async def test_a_repeated_request_gets_the_same_token_also_after_a_restart(tokens, environments, database):
+    made = await tokens.create(ME, "web", is_scoped=False, once="WebhookTokenCreate/ak-1/1")
+    again = ProxyTokens(database, ManualClock(), environments, b"key")
+    await again.load()
+    for one in (tokens, again):
+        assert await one.create(ME, "web", is_scoped=False, once="WebhookTokenCreate/ak-1/1") == made
+        assert len(one.all(ME)) == 1
+    assert await tokens.create(ME, "web", is_scoped=False) != made

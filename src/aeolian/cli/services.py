@@ -129,7 +129,9 @@ class Services:
         self.database = database = Database(migrate.normalized(settings.database))
         self.tokens = Tokens(database, clock, keys.load_or_create(settings.keys_dir, "tokens"))
         self.environments = environments = Environments(database, clock)
-        self.proxy_tokens = ProxyTokens(database, clock, environments)
+        self.proxy_tokens = ProxyTokens(
+            database, clock, environments, keys.load_or_create(settings.keys_dir, "proxy-tokens")
+        )
         self.logs = AppLogs(database, clock)
         self.apps = Apps(database, clock, environments, self.logs)
         self.listeners = Listeners(resolve(settings.host), settings.front_socket, settings.http_socket)

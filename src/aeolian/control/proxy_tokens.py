@@ -5,6 +5,7 @@ A token is for every environment until it is first allowed to one; from then on 
 
 import asyncio
 import hmac
+import secrets
 
 import msgspec
 
@@ -13,7 +14,7 @@ from aeolian.control.tokens import hash_of
 from aeolian.domain.caller import Caller
 from aeolian.domain.clock import Clock
 from aeolian.domain.errors import FailedPrecondition, InvalidArgument, NotFound
-from aeolian.domain.ids import new_id
+from aeolian.domain.ids import content_id
 from aeolian.storage import proxy_tokens as storage
 from aeolian.storage.database import Database
 from aeolian.storage.proxy_tokens import ProxyToken
@@ -22,7 +23,9 @@ MAX_NAME_LENGTH = 200
 
 
 class ProxyTokens:
-    def __init__(self, database: Database, clock: Clock, environments: Environments):
+    def __init__(self, database: Database, clock: Clock, environments: Environments, key: bytes):
+        """`key`: with it the secret of a repeated request is made again."""
+        self._key = key
         self._database = database
         self._clock = clock
         self._environments = environments
@@ -32,11 +35,14 @@ class ProxyTokens:
     async def load(self) -> None:
         self._tokens = {token.token_id: token for token in await self._database.read(storage.list_all)}
 
-    async def create(self, caller: Caller, name: str, *, is_scoped: bool) -> tuple[str, str]:
-        """A new token: (id, secret). The secret is not kept."""
-        secret = new_id("proxy_token_secret")
+    async def create(self, caller: Caller, name: str, *, is_scoped: bool, once: str | None = None) -> tuple[str, str]:
+        """A new token: (id, secret). `once` names the request: a repetition gets the same, although no secret is kept."""
+        seed = hmac.digest(self._key, once.encode(), "sha256") if once else secrets.token_bytes(32)
+        token_id, secret = (content_id(noun, seed + noun.encode()) for noun in ("proxy_token", "proxy_token_secret"))
+        if token_id in self._tokens:
+            return token_id, secret
         token = ProxyToken(
-            token_id=new_id("proxy_token"),
+            token_id=token_id,
             secret_hash=hash_of(secret),
             name=_checked_name(name),
             workspace=caller.workspace,

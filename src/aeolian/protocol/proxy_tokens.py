@@ -19,7 +19,8 @@ class ProxyTokenRpcs:
         self, request: api_pb2.WebhookTokenCreateRequest, caller: Caller
     ) -> api_pb2.TokenCreateResponse:
         _refuse_container(caller)
-        token_id, secret = await self._tokens.create(caller, request.name, is_scoped=request.scoped)
+        once = caller.once("WebhookTokenCreate")
+        token_id, secret = await self._tokens.create(caller, request.name, is_scoped=request.scoped, once=once)
         return api_pb2.TokenCreateResponse(token_id=token_id, token_secret=secret)
 
     async def WebhookTokenUpdate(
