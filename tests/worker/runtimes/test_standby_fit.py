@@ -80,7 +80,9 @@ def test_a_mount_that_hides_what_is_imported_makes_a_start_cold(tmp_path, file):
     assert misfit(REPORT, ENV, ENV, [tree(tmp_path, file)], []) != ""
 
 
-@pytest.mark.parametrize("target", ["/root", "/", "/usr", "/usr/local/lib/python3.11", "/root/yaml", "/pkg", "/lib/own"])
+@pytest.mark.parametrize(
+    "target", ["/root", "/", "/usr", "/usr/local/lib/python3.11", "/root/yaml", "/pkg", "/lib/own"]
+)
 def test_a_volume_where_modules_come_from_makes_a_start_cold(target):
     assert misfit(REPORT, ENV, ENV, [], [target]) != ""
 
