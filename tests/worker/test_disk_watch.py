@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from aeolian.worker import disk_watch
 from aeolian.worker.disk_watch import Disk, DiskWatch, Writer, size_of, too_large
 
 MIB = 1 << 20
@@ -38,27 +37,12 @@ def test_the_reason_says_how_much_was_written():
     assert why == "wrote 300 MiB to its own files, and this machine's disk is full"
 
 
-async def test_files_are_counted_only_when_the_disk_has_lost_enough(tmp_path, monkeypatch):
-    counted = []
-
-    def size(folder):
-        counted.append(folder)
-        return 8 * MIB
-
-    monkeypatch.setattr(disk_watch, "size_of", size)
-    watch = DiskWatch(tmp_path, lambda: [writer("a", max_mib=10)])
-    for free_mib, num_counted in ((1000, 0), (995, 0), (999, 0), (994, 1), (993, 1), (992, 2)):
-        await watch.look(Disk(free_mib * MIB, 0))
-        assert len(counted) == num_counted, free_mib
-
-
 async def test_a_container_that_wrote_too_much_is_ended_with_the_reason(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/file").write_bytes(bytes(3 * MIB))
     said = []
     watch = DiskWatch(tmp_path, lambda: [writer("a", max_mib=2, end=said.append, folder=tmp_path)])
     await watch.look(ROOMY)
-    await watch.look(Disk(ROOMY.free_bytes - 3 * MIB, ROOMY.reserve_bytes))
     assert said == ["wrote 3 MiB to its own files, and may write 2 MiB"]
 
 

@@ -1,7 +1,7 @@
 """The limit of what a container writes to its own files: the worker looks at the disk, and ends who fills it.
 
-Nothing wakes anybody when a disk fills, so the free space is looked at every second. What each container has written
-is only counted when the disk has lost as much as the container nearest to its limit still had, or is nearly full.
+Nothing wakes anybody when a disk fills, so what each container has written is counted again and again: every second,
+or less often where counting takes long.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from typing import NamedTuple
 log = logging.getLogger(__name__)
 
 LOOK_PAUSE_S = 1.0
+COUNTING_SHARE = 20
+"""Counting takes at most one part in so many of the time."""
 DEFAULT_MAX_BYTES = 512 << 30
 """Of a container that asks for no `ephemeral_disk`; as on Modal."""
 MAX_RESERVE_BYTES = 1 << 30
@@ -44,11 +46,6 @@ class DiskWatch:
         self._folder = folder
         self._writers = writers
         self._task: asyncio.Task | None = None
-        self._headrooms: dict[str, int] = {}
-        """What each container could still write when it was last counted."""
-        self._free_bytes = 0
-        self._lost_bytes = 0
-        """What the disk has lost since then, whatever it got back."""
 
     def open(self) -> None:
         self._task = asyncio.create_task(self._run(), name="disk-watch")
@@ -59,22 +56,21 @@ class DiskWatch:
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause_s = LOOK_PAUSE_S
         while True:
-            await asyncio.sleep(LOOK_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            began = loop.time()
             with contextlib.suppress(OSError):
                 await self.look(disk_of(self._folder))
+            pause_s = max(LOOK_PAUSE_S, COUNTING_SHARE * (loop.time() - began))
 
     async def look(self, disk: Disk) -> None:
-        """Once: count what must be counted, and end who wrote too much."""
+        """Once: count, and end who wrote too much."""
         writers = list(self._writers())
-        self._lost_bytes += max(0, self._free_bytes - disk.free_bytes)
-        self._free_bytes = disk.free_bytes
-        headroom = min((self._headrooms.get(it.task_id, it.max_bytes) for it in writers), default=0)
-        if not writers or (self._lost_bytes < headroom and disk.free_bytes > disk.reserve_bytes):
+        if not writers:
             return
         sizes = await asyncio.to_thread(lambda: {it.task_id: size_of(it.folder) for it in writers})
-        self._lost_bytes = 0
-        self._headrooms = {it.task_id: max(0, it.max_bytes - sizes[it.task_id]) for it in writers}
         for writer, why in too_large(writers, sizes, disk):
             log.warning("%s is ended: it %s", writer.task_id, why)
             writer.end(why)
