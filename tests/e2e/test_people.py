@@ -44,18 +44,25 @@ def yields():
 
 @app.function()
 def slow(number):
-    time.sleep(1)
+    time.sleep(2)
+    return number
+
+
+@app.function()
+def slow_too(number):
+    time.sleep(2)
     return number
 
 
 @app.local_entrypoint()
 def main():
+    calls = [slow.spawn(1), slow_too.spawn(2)]
     assert "stay inside" in reaches.remote()
+    assert modal.FunctionCall.gather(*calls) == [1, 2]
     number, refused = shut_off.remote(1)
     assert number == 2 and "restrict_modal_access" in refused, refused
     assert len(shut_off.remote(10)) == 2
     assert list(yields.remote_gen()) == [0, 1, 2]
-    assert sorted(slow.map(range(3))) == [0, 1, 2]
     print("all is well")
 '''
 
