@@ -206,7 +206,7 @@ async def test_a_signal_that_comes_while_a_container_starts_reaches_it(gvisor):
 async def test_when_the_keeper_dies_its_containers_die_and_the_next_one_starts(gvisor):
     started = await gvisor.start("sh", "-c", "echo ready; exec sleep 600")
     assert await started.line() == "ready"
-    keeper = await gvisor.runtime._get_keeper()
+    keeper = await gvisor.runtime.keeper.get()
     os.kill(keeper.pid, signal.SIGKILL)
     assert (await started.ended()).status.exit_code == -signal.SIGKILL
     assert (await gvisor.run("sh", "-c", "echo again")).stdout == "again\n"
@@ -226,7 +226,7 @@ async def main():
         started = await place.start("python", "-c",
             "import os, time\\nif os.fork() == 0: os.setsid()\\nprint('ready', flush=True); time.sleep(600)")
         await started.line()
-    keeper = await place.runtime._get_keeper()
+    keeper = await place.runtime.keeper.get()
     print(keeper.pid, flush=True)
     await asyncio.sleep(600)
 

@@ -268,7 +268,7 @@ async def test_an_image_saved_from_a_container_holds_what_it_wrote_and_no_places
 async def test_when_the_keeper_dies_its_containers_die_and_the_next_one_starts(native):
     started = await native.start("sh", "-c", "echo ready; exec sleep 600")
     assert await started.line() == "ready"
-    keeper = await native.runtime._get_keeper()
+    keeper = await native.runtime.keeper.get()
     os.kill(keeper.pid, signal.SIGKILL)
     assert (await started.ended()).status.exit_code == -signal.SIGKILL
     assert (await native.run("sh", "-c", "echo again")).stdout == "again\n"
@@ -288,7 +288,7 @@ async def main():
         started = await place.start("python", "-c",
             "import os, time\\nif os.fork() == 0: os.setsid()\\nprint('ready', flush=True); time.sleep(600)")
         await started.line()
-    keeper = await place.runtime._get_keeper()
+    keeper = await place.runtime.keeper.get()
     print(keeper.pid, *(started.running.pid for started in place.started), flush=True)
     await asyncio.sleep(600)
 

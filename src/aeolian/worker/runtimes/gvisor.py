@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from aeolian.domain.containers import ExitStatus, Resources
-from aeolian.domain.errors import FailedPrecondition, Unavailable
+from aeolian.domain.errors import FailedPrecondition
 from aeolian.domain.execs import Command
 from aeolian.worker.cgroups import Cgroups
 from aeolian.worker.hooks.base import Bind, Hook, Start
@@ -37,7 +37,7 @@ from aeolian.worker.runtimes.base import runtime_folder
 from aeolian.worker.runtimes.entering import EnteredCommand, Entry
 from aeolian.worker.runtimes.gvisor_exec import GvisorCommand
 from aeolian.worker.runtimes.gvisor_spec import gvisor_spec
-from aeolian.worker.runtimes.kept_container import KILLED, Keeper, KeptContainer
+from aeolian.worker.runtimes.kept_container import KILLED, KeptContainer, LivingKeeper
 from aeolian.worker.runtimes.native import CONTAINERS, make_folder_inside
 from aeolian.worker.runtimes.oci_spec import limits
 from aeolian.worker.runtimes.runsc import ERROR_LOG, RUN_LOG, RUNSC, find_runsc, run_command, runsc_command
@@ -77,19 +77,14 @@ class GvisorRuntime:
         self._runsc_path = find_runsc() or RUNSC
         names = LimitsHook(self._cgroups, self.cgroup_of)
         self._hooks = [*layers, ImageHook(images), SdkHook(sdk), *hooks, NamesHook(), names]
-        self._keeper: asyncio.Task[Keeper] | None = None
-        self._is_cleared = False
-        """What a predecessor left is gone."""
+        self.keeper = LivingKeeper(self._keeper_config(), self._folder / "log", KEEPER)
 
     async def open(self) -> None:
         """End what a killed predecessor left: its containers, their cgroups and mounts."""
-        await self._get_keeper()
+        await self.keeper.get()
 
     async def close(self) -> None:
-        if self._keeper is not None:
-            keeper, self._keeper = self._keeper, None
-            with contextlib.suppress(Unavailable):
-                await (await keeper).close()
+        await self.keeper.close()
 
     def cgroup_of(self, container_id: str) -> str:
         return f"{self._parent_cgroup}/{container_id}"
@@ -147,33 +142,22 @@ class GvisorRuntime:
         def num_oom_kills() -> int:
             return self._cgroups.num_oom_kills(start.cgroup)
 
-        container = await GvisorContainer.start(spec.task_id, await self._get_keeper(), message, num_oom_kills, clean)
+        container = await GvisorContainer.start(spec.task_id, await self.keeper.get(), message, num_oom_kills, clean)
         container.bundle = bundle
         container.entry = Entry(
             (*runsc_command(self._runsc_path, self._state), "exec"), spec.task_id, config["process"]
         )
         return container
 
-    async def _get_keeper(self) -> Keeper:
-        """The keeper, a new one if it has died; whoever asks meanwhile waits."""
-        task = self._keeper
-        if task is None or (task.done() and (task.cancelled() or task.exception() or not task.result().is_alive)):
-            task = self._keeper = asyncio.create_task(self._start_keeper())
-        return await asyncio.shield(task)
-
-    async def _start_keeper(self) -> Keeper:
-        config = {
+    def _keeper_config(self) -> dict:
+        return {
             "lock": str(self._folder / "lock"),
             "state": str(self._state),
             "containers": str(self._containers),
             "cgroup": self._parent_cgroup,
             "pid_namespace": "",
             "runsc": runsc_command(self._runsc_path, self._state),
-            "is_first": not self._is_cleared,
         }
-        keeper = await Keeper.start(config, self._folder / "log", KEEPER)
-        self._is_cleared = True
-        return keeper
 
 
 class GvisorContainer(KeptContainer):

@@ -11,34 +11,20 @@ When the worker dies the keeper kills each `runsc run`; when the keeper dies the
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 from aeolian.worker.cgroups import Cgroups
 from aeolian.worker.runtimes import view
-from aeolian.worker.runtimes.keeper import PR_SET_PDEATHSIG, Keeper, Kept, clear
+from aeolian.worker.runtimes.keeper import PR_SET_PDEATHSIG, Keeper, Kept, main
 
 SWEEP_TIMEOUT_S = 10.0
 NUM_SIGNAL_TRIES = 50
 SIGNAL_PAUSE_S = 0.1
 """A container that is still starting cannot be signalled yet."""
-
-
-def main() -> None:
-    config = json.loads(sys.argv[1])
-    os.set_inheritable(config["descriptor"], False)
-    os.setsid()
-    with open(config["lock"], "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a predecessor still ends its containers
-        clear(config, with_mounts=config["is_first"])
-        SandboxKeeper(config, socket.socket(fileno=config["descriptor"])).run()
-        clear(config, with_mounts=True)
 
 
 class Sandbox(Kept):
@@ -140,4 +126,4 @@ def own_process() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(SandboxKeeper)

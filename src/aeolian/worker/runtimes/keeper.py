@@ -42,14 +42,15 @@ MAX_ERROR_BYTES = 1000
 CLEAR_TIMEOUT_S = 10.0
 
 
-def main() -> None:
+def main(kind: "type[Keeper] | None" = None) -> None:
+    """The process of a keeper of this kind."""
     config = json.loads(sys.argv[1])
     os.set_inheritable(config["descriptor"], False)
     os.setsid()
     with open(config["lock"], "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a predecessor still ends its containers
         clear(config, with_mounts=config["is_first"])
-        Keeper(config, socket.socket(fileno=config["descriptor"])).run()
+        (kind or Keeper)(config, socket.socket(fileno=config["descriptor"])).run()
         clear(config, with_mounts=True)
 
 

@@ -215,6 +215,37 @@ class Keeper:
         self._exited.clear()
 
 
+class LivingKeeper:
+    """The keeper of one runtime: started when it is first needed, and anew when it has died."""
+
+    def __init__(self, config: dict, log_file: Path, module: str = MODULE):
+        """`config`: what the keeper process is told, see its module."""
+        self._config = config
+        self._log_file = log_file
+        self._module = module
+        self._starting: asyncio.Task[Keeper] | None = None
+        self._is_first = True
+        """What a predecessor left has not been removed yet."""
+
+    async def get(self) -> Keeper:
+        """A keeper that lives; whoever asks while it starts waits. Raises Unavailable when it cannot start."""
+        task = self._starting
+        if task is None or (task.done() and (task.cancelled() or task.exception() or not task.result().is_alive)):
+            task = self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        if self._starting is not None:
+            task, self._starting = self._starting, None
+            with contextlib.suppress(Unavailable):
+                await (await task).close()
+
+    async def _start(self) -> Keeper:
+        keeper = await Keeper.start({**self._config, "is_first": self._is_first}, self._log_file, self._module)
+        self._is_first = False
+        return keeper
+
+
 class KeptContainer:
     """A container whose parent is the keeper. A RunningContainer (runtimes/base.py)."""
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from aeolian.domain.containers import ContainerSpec, Resources
-from aeolian.domain.errors import AeolianError, Unavailable
+from aeolian.domain.errors import AeolianError
 from aeolian.worker.cgroups import Cgroups
 from aeolian.worker.hooks.base import Bind, Hook, Start
 from aeolian.worker.hooks.image import ImageHook
@@ -32,7 +32,7 @@ from aeolian.worker.images.overlay_files import drop_mount_points
 from aeolian.worker.images.store import ImageStore
 from aeolian.worker.runtimes.base import runtime_folder
 from aeolian.worker.runtimes.entering import Entry
-from aeolian.worker.runtimes.kept_container import Keeper, KeptContainer
+from aeolian.worker.runtimes.kept_container import KeptContainer, LivingKeeper
 from aeolian.worker.runtimes.oci_spec import CAPABILITIES, HOSTNAME_MAX, OOM_SCORE_ADJ, limits, oci_spec
 from aeolian.worker.runtimes.seccomp import seccomp_profile
 from aeolian.worker.runtimes.standby import Standby
@@ -80,21 +80,16 @@ class NativeRuntime:
             images, self._containers, self.hooks, self._launch_standby, self._limit, max_standbys=max_standbys
         )
         self._hooks = [*layers, ImageHook(images), SdkHook(sdk), self.standbys, *hooks, NamesHook(), groups]
-        self._keeper: asyncio.Task[Keeper] | None = None
-        self._is_cleared = False
-        """What a predecessor left is gone."""
+        self.keeper = LivingKeeper(self._keeper_config(), self._folder / "log")
 
     async def open(self) -> None:
         """End what a killed predecessor left: its containers, their cgroups and mounts."""
         self._pid_namespace.touch()
-        await self._get_keeper()
+        await self.keeper.get()
 
     async def close(self) -> None:
         await self.standbys.close()
-        if self._keeper is not None:
-            keeper, self._keeper = self._keeper, None
-            with contextlib.suppress(Unavailable):
-                await (await keeper).close()
+        await self.keeper.close()
 
     def cgroup_of(self, container_id: str) -> str:
         return f"{self._parent_cgroup}/{container_id}"
@@ -201,7 +196,7 @@ class NativeRuntime:
             return self._cgroups.num_oom_kills(start.cgroup)
 
         container = await KeptContainer.start(
-            spec.task_id, await self._get_keeper(), message, num_oom_kills, clean, stdin
+            spec.task_id, await self.keeper.get(), message, num_oom_kills, clean, stdin
         )
         container.entry = Entry((*self._crun_at(), "exec"), spec.task_id, config["process"])
         if not self._compiled_seccomp:
@@ -218,25 +213,14 @@ class NativeRuntime:
     def _crun_at(self) -> list[str]:
         return [self._crun_path, "--root", str(self._state), "--cgroup-manager", "cgroupfs"]
 
-    async def _get_keeper(self) -> Keeper:
-        """The keeper, a new one if it has died; whoever asks meanwhile waits."""
-        task = self._keeper
-        if task is None or (task.done() and (task.cancelled() or task.exception() or not task.result().is_alive)):
-            task = self._keeper = asyncio.create_task(self._start_keeper())
-        return await asyncio.shield(task)
-
-    async def _start_keeper(self) -> Keeper:
-        config = {
+    def _keeper_config(self) -> dict:
+        return {
             "lock": str(self._folder / "lock"),
             "state": str(self._state),
             "containers": str(self._containers),
             "cgroup": self._parent_cgroup,
             "pid_namespace": str(self._pid_namespace),
-            "is_first": not self._is_cleared,
         }
-        keeper = await Keeper.start(config, self._folder / "log")
-        self._is_cleared = True
-        return keeper
 
 
 def _resolved(argv: Sequence[str], python: str) -> list[str]:
