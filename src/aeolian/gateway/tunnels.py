@@ -17,7 +17,7 @@ from aeolian.domain.errors import Unavailable
 from aeolian.gateway.arrival import MARK, MAX_LINE_BYTES
 from aeolian.gateway.listeners import Listeners
 from aeolian.worker.ports import open_port
-from aeolian.worker.splice import BACKLOG, _End
+from aeolian.worker.splice import BACKLOG, End
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class TunnelSocket:
         self._tunnels = tunnels
         self._ports_socket = ports_socket
         self._server: asyncio.AbstractServer | None = None
-        self._ends: set[_End] = set()
+        self._ends: set[End] = set()
         self._tasks: set[asyncio.Task] = set()
 
     async def start(self) -> None:
@@ -85,7 +85,7 @@ class TunnelSocket:
         await loop.create_unix_connection(lambda: _Inner(outer, self._ends), sock=sock)
 
 
-class _Outer(_End):
+class _Outer(End):
     """The client's end. What it sends before the container is reached is kept."""
 
     def __init__(self, owner: TunnelSocket):
@@ -123,10 +123,10 @@ class _Outer(_End):
         self.transport.resume_reading()
 
 
-class _Inner(_End):
+class _Inner(End):
     """The container's end."""
 
-    def __init__(self, outer: _Outer, ends: set[_End]):
+    def __init__(self, outer: _Outer, ends: set[End]):
         self.other = outer
         self._outer = outer
         self._ends = ends

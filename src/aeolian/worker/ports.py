@@ -23,7 +23,7 @@ import msgspec
 
 from aeolian.domain.errors import Unavailable
 from aeolian.worker.networks.networks import LOOPBACK, Networks
-from aeolian.worker.splice import BACKLOG, _End
+from aeolian.worker.splice import BACKLOG, End
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ContainerPorts:
         self._passing: Counter[str] = Counter()
         """Connections into each container."""
         self._drained: dict[str, asyncio.Event] = {}
-        self._ends: set[_End] = set()
+        self._ends: set[End] = set()
         self._tasks: set[asyncio.Task] = set()
 
     async def open(self) -> None:
@@ -136,10 +136,10 @@ class ContainerPorts:
             self.left(where.task_id)
             asking.abort()
 
-    def joined(self, *ends: _End) -> None:
+    def joined(self, *ends: End) -> None:
         self._ends.update(ends)
 
-    def left(self, task_id: str, *ends: _End) -> None:
+    def left(self, task_id: str, *ends: End) -> None:
         self._ends.difference_update(ends)
         self._passing[task_id] -= 1
         if not self._passing[task_id]:
@@ -148,7 +148,7 @@ class ContainerPorts:
                 event.set()
 
 
-class _Asking(_End):
+class _Asking(End):
     """The server's end."""
 
     def __init__(self, ports: ContainerPorts):
@@ -171,7 +171,7 @@ class _Asking(_End):
             self.abort()
 
 
-class _Into(_End):
+class _Into(End):
     """The container's end."""
 
     def __init__(self, asking: _Asking, ports: ContainerPorts, task_id: str):

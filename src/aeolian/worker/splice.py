@@ -46,7 +46,7 @@ class Splice:
         self._max_held = max_held
         self._servers: list[asyncio.AbstractServer] = []
         self._connecting: dict[asyncio.Task, _Client] = {}
-        self._ends: set[_End] = set()
+        self._ends: set[End] = set()
         self._return: asyncio.Task | None = None
 
     def __repr__(self) -> str:
@@ -156,11 +156,11 @@ def preface_of(transport: asyncio.BaseTransport) -> bytes:
     return f"PROXY TCP4 {client[0]} {here[0]} {client[1]} {here[1]}\r\n".encode()
 
 
-class _End(asyncio.Protocol):
+class End(asyncio.Protocol):
     """One end of a passed connection."""
 
     transport: asyncio.Transport
-    other: "_End | None" = None
+    other: "End | None" = None
     is_lost = False
     has_ended = False
 
@@ -193,7 +193,7 @@ class _End(asyncio.Protocol):
             self.transport.abort()
 
 
-class _Client(_End):
+class _Client(End):
     """The accepted end. What arrives before the destination is reached is kept."""
 
     def __init__(self, accept: Callable[["_Client"], None], has_preface: bool = False, client_begins: bool = False):
@@ -250,10 +250,10 @@ class _Client(_End):
         await asyncio.wait([task, self._lost], return_when=asyncio.FIRST_COMPLETED)
 
 
-class _Server(_End):
+class _Server(End):
     """The end at the destination."""
 
-    def __init__(self, client: _Client, ends: set[_End]):
+    def __init__(self, client: _Client, ends: set[End]):
         self.other = client
         self._client = client
         self._ends = ends
