@@ -6,25 +6,21 @@ Processor time and memory are those of front, server and worker together, over `
 of the burst sleeps for half a second, so that waiting for a container is better than waiting for another input.
 """
 
-import contextlib
 import json
-import os
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import psutil
+from instance import running
 from rich.console import Console
 from rich.table import Table
 
-READY_TIMEOUT_S = 120
 COMMAND_TIMEOUT_S = 900
 FUNCTIONS_PER_APP = 100
 APP = """
@@ -63,37 +59,6 @@ def main(count: int):
 """
 
 
-@contextlib.contextmanager
-def running(data_dir: Path, runtime: str) -> Iterator[dict[str, str]]:
-    """`aeolian up`; yields the environment of its clients."""
-    command = [sys.executable, "-m", "aeolian.cli.main"]
-    ports = ["--grpc-port", "0", "--http-port", "0", "--web-port", "0"]
-    log_path = data_dir.with_name(data_dir.name + ".log")
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "up", "--data-dir", str(data_dir), "--runtime", runtime, *ports],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            until = time.monotonic() + READY_TIMEOUT_S
-            while b"is ready" not in log_path.read_bytes():
-                if process.poll() is not None or time.monotonic() > until:
-                    raise click.ClickException(f"aeolian up does not start: see {log_path}")
-                time.sleep(0.1)
-            connect = [*command, "connect", "--data-dir", str(data_dir), "--print-env"]
-            lines = subprocess.run(connect, check=True, capture_output=True, text=True).stdout.splitlines()
-            pairs = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
-            yield {**os.environ, "MODAL_CONFIG_PATH": "/dev/null", **pairs}
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(90)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
 def own_processes(data_dir: Path) -> list[psutil.Process]:
     """Front, server and worker."""
     records = json.loads((data_dir / "run/processes.json").read_bytes())
@@ -111,7 +76,7 @@ def modal(environment: dict[str, str], folder: Path, *args: str) -> str:
         timeout=COMMAND_TIMEOUT_S,
     )
     if done.returncode:
-        raise click.ClickException(f"modal {shlex.join(args)} failed:\n{done.stdout[-3000:]}")
+        raise SystemExit(f"modal {shlex.join(args)} failed:\n{done.stdout[-3000:]}")
     return done.stdout
 
 

@@ -10,7 +10,6 @@ The in-memory `null_server.py` runs the same App in the same turn: it is the flo
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -19,25 +18,24 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 
 import click
 import msgspec
 import psutil
+from instance import running
 from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-READY_TIMEOUT_S = 120
 RUN_TIMEOUT_S = 900
 
 
 class Subject:
     """Something that the client can be pointed at."""
 
-    def __init__(self, name: str, environment: dict[str, str], process: subprocess.Popen, data_dir: Path | None = None):
+    def __init__(self, name: str, environment: dict[str, str], process: subprocess.Popen | None, data_dir: Path | None):
         self.name, self.environment, self.process, self.data_dir = name, environment, process, data_dir
 
     def run(self, entrypoint: str, *options: str) -> dict:
@@ -58,6 +56,7 @@ class Subject:
     def process_of(self, name: str) -> psutil.Process:
         """`server` or `worker`; the null server is one process."""
         if self.data_dir is None:
+            assert self.process is not None
             return psutil.Process(self.process.pid)
         records = json.loads((self.data_dir / "run/processes.json").read_bytes())
         return psutil.Process(next(record["pid"] for record in records if record["name"] == name))
@@ -82,7 +81,7 @@ def null_server(num_containers: int):
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        yield Subject("null server", environment, process)
+        yield Subject("null server", environment, process, None)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
@@ -90,28 +89,8 @@ def null_server(num_containers: int):
 
 @contextlib.contextmanager
 def aeolian(runtime: str, data_dir: Path):
-    log = data_dir.parent / f"{data_dir.name}-{runtime}.log"
-    command = [sys.executable, "-m", "aeolian.cli.main"]
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [*command, "up", "--data-dir", data_dir, "--runtime", runtime, "--grpc-port", "0", "--http-port", "0"],
-            stdout=stream,
-            stderr=stream,
-        )
-    try:
-        until = time.monotonic() + READY_TIMEOUT_S
-        while "is ready" not in log.read_text():
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"aeolian up does not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        printed = subprocess.run(
-            [*command, "connect", "--data-dir", data_dir, "--print-env"], capture_output=True, text=True, check=True
-        ).stdout
-        pairs = (shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in printed.splitlines())
-        yield Subject(f"aeolian, {runtime}", dict(pairs), process, data_dir)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(120)
+    with running(data_dir, runtime) as environment:
+        yield Subject(f"aeolian, {runtime}", environment, None, data_dir)
 
 
 def measure(subject: Subject, figures: dict[tuple[str, str], list[float]], map_inputs: int) -> None:

@@ -6,21 +6,17 @@ Run as root where both can be had. Times are taken inside the containers, median
 """
 
 import json
-import os
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import click
+from instance import running
 from rich.console import Console
 from rich.table import Table
 
-AEOLIAN = [sys.executable, "-m", "aeolian.cli.main"]
-READY_TIMEOUT_S = 120
 APP = """
 import hashlib
 import json
@@ -101,49 +97,18 @@ def main(rounds: int, data_dir: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "app.py").write_text(APP)
         place = data_dir or Path(folder) / "data"
-        process = _up(place, Path(folder) / "log")
-        try:
+        with running(place, "native") as environment:
             said = subprocess.run(
                 [sys.executable, "-m", "modal", "run", "app.py", "--rounds", str(rounds)],
-                cwd=folder, env={**os.environ, **_environment(place)}, capture_output=True, text=True,
-            )  # fmt: skip
-        finally:
-            process.terminate()
-            process.wait()
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
     lines = [line for line in said.stdout.splitlines() if line.startswith("{")]
     if said.returncode or not lines:
         raise SystemExit(said.stdout[-2000:] + said.stderr[-2000:])
     _print(json.loads(lines[-1]))
-
-
-def _up(data_dir: Path, log: Path) -> subprocess.Popen:
-    command = [
-        *AEOLIAN,
-        "up",
-        "--data-dir",
-        str(data_dir),
-        "--runtime",
-        "native",
-        "--grpc-port",
-        "0",
-        "--http-port",
-        "0",
-    ]
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
-    until = time.monotonic() + READY_TIMEOUT_S
-    while b"is ready" not in log.read_bytes():
-        if process.poll() is not None or time.monotonic() > until:
-            raise SystemExit(f"aeolian up does not start:\n{log.read_text()[-2000:]}")
-        time.sleep(0.1)
-    return process
-
-
-def _environment(data_dir: Path) -> dict[str, str]:
-    command = [*AEOLIAN, "connect", "--data-dir", str(data_dir), "--print-env"]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    pairs = (shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
-    return {"MODAL_CONFIG_PATH": os.devnull, **dict(pairs)}
 
 
 def _print(found: dict[str, list[dict[str, float]]]) -> None:

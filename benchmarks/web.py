@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -22,11 +21,11 @@ from pathlib import Path
 
 import aiohttp
 import click
+from instance import running
 from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-AEOLIAN = (sys.executable, "-m", "aeolian.cli.main")
 READY_TIMEOUT_S = 120
 NUM_CLIENTS = 32
 
@@ -48,28 +47,10 @@ def uvicorn() -> Iterator[str]:
 @contextlib.contextmanager
 def aeolian(data_dir: Path, runtime: str) -> Iterator[dict[str, str]]:
     """The URLs of the web functions of `web_app.py`, by their names."""
-    log = data_dir.with_suffix(".log")
-    command = [*AEOLIAN, "up", "--data-dir", str(data_dir), "--runtime", runtime]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--grpc-port", "0", "--http-port", "0", "--web-port", "0"], stdout=output, stderr=output
-        )
-    try:
-        until = time.monotonic() + READY_TIMEOUT_S
-        while b"is ready" not in log.read_bytes():
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"aeolian up does not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        connect = [*AEOLIAN, "connect", "--data-dir", str(data_dir), "--print-env"]
-        lines = subprocess.run(connect, check=True, capture_output=True, text=True).stdout.splitlines()
-        pairs = (shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
+    with running(data_dir, runtime) as environment:
         deploy = [sys.executable, "-m", "modal", "deploy", "web_app.py"]
-        environment = {**os.environ, "COLUMNS": "200", **dict(pairs)}
         printed = subprocess.run(deploy, cwd=HERE, check=True, capture_output=True, text=True, env=environment).stdout
         yield dict(re.findall(r"Created (?:Function|Server) (\w+)\W*?(https?://[\d.:]+)", printed))
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def wait_for(port: int) -> None:
